@@ -6,6 +6,7 @@ export default defineConfig({
     exclude: ["**/node_modules/**", "**/dist/**"],
     testTimeout: 30_000,
     hookTimeout: 120_000,
+    globalSetup: ["mesh/test/global-setup.ts"],
     pool: "forks",
     maxWorkers: 2,
   },

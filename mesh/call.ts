@@ -1,4 +1,5 @@
 import type { Logger } from "pino";
+import type { Caller } from "./caller.ts";
 import { newId } from "./ids.ts";
 
 /** How an audited action ended. */
@@ -35,7 +36,7 @@ export interface AuditDraft {
 
 /** One authenticated call, as a handler and the storage layer see it. */
 export interface Call {
-  readonly caller: Readonly<{ kind: string; orgId: string; id: string; credentialId: string; address: string }>;
+  readonly caller: Caller;
   /** The organisation the call acts in; "" when it acts in none. */
   readonly orgId: string;
   readonly requestId: string;

@@ -5,7 +5,11 @@ import { copyFileSync, mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { fromBinary, toBinary } from "@bufbuild/protobuf";
-import { FieldDescriptorProto_Label, FieldDescriptorProto_Type, FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
+import {
+  FieldDescriptorProto_Label,
+  FieldDescriptorProto_Type,
+  FileDescriptorProtoSchema,
+} from "@bufbuild/protobuf/wkt";
 import { file_buf_validate_validate } from "../node_modules/@bufbuild/protovalidate/dist/esm/gen/buf/validate/validate_pb.js";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
@@ -18,6 +22,8 @@ const copies = {
   "google/rpc/error_details.proto": "google-gax/build/protos/google/rpc/error_details.proto",
   "google/rpc/status.proto": "google-gax/build/protos/google/rpc/status.proto",
   "grpc/health/v1/health.proto": "grpc-health-check/proto/health/v1/health.proto",
+  "grpc/reflection/v1/reflection.proto": "@grpc/reflection/build/proto/grpc/reflection/v1/reflection.proto",
+  "grpc/reflection/v1alpha/reflection.proto": "@grpc/reflection/build/proto/grpc/reflection/v1alpha/reflection.proto",
 };
 
 for (const [to, from] of Object.entries(copies)) {
@@ -67,11 +73,7 @@ function printMessage(message, indent, out) {
 }
 
 function hasOneof(f) {
-  return Object.hasOwn(f, "oneofIndex") && f.oneofIndex !== undefined && f.oneofIndex !== null && isSetOneof(f);
-}
-
-function isSetOneof(f) {
-  return f.oneofIndex !== 0 || Object.getOwnPropertyDescriptor(f, "oneofIndex") !== undefined;
+  return Object.hasOwn(f, "oneofIndex");
 }
 
 function printEnum(type, indent, out) {

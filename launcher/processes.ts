@@ -1,0 +1,126 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { createServer } from "node:net";
+import { fileURLToPath } from "node:url";
+import { listenPlain } from "@octomesh/mesh/listen";
+import { portsOf, type ServiceName, serviceNames, variableOf } from "@octomesh/mesh/service-name";
+import { createForwarder } from "./forwarder.ts";
+import { type Launch, type MeshAddress, publicUrlOf, serviceEnvironment } from "./one-process.ts";
+
+const readyTimeoutMs = 60_000;
+const stopTimeoutMs = 15_000;
+
+/** Starts one process for each service, and a forwarder that is the one public origin (development only). */
+export async function startProcesses(launch: Launch): Promise<MeshAddress> {
+  const { options, postgres, shutdown, log } = launch;
+  const ports = new Map<ServiceName, ReturnType<typeof portsOf>>();
+  for (const name of serviceNames) {
+    ports.set(
+      name,
+      options.ephemeralPorts
+        ? { mesh: await freePort(), public: await freePort(), admin: await freePort() }
+        : portsOf(name),
+    );
+  }
+  const portOf = (name: ServiceName): ReturnType<typeof portsOf> => ports.get(name) ?? portsOf(name);
+  const forwarder = createForwarder({ urlOf: (name) => `http://127.0.0.1:${portOf(name).public}`, log });
+  shutdown.add("forwarder", () => forwarder.close());
+  const listener = await listenPlain({
+    host: options.host,
+    port: options.port,
+    portVariable: "OCTOMESH_PUBLIC_PORT (or --port)",
+    allowPlaintext: launch.environment.OCTOMESH_ALLOW_PLAINTEXT === "true",
+    log,
+    handler: forwarder.handle,
+  });
+  shutdown.add("public origin", () => listener.close(10_000));
+  const publicUrl = publicUrlOf(launch) ?? `http://localhost:${listener.port}`;
+
+  const environment = serviceEnvironment(launch, publicUrl);
+  // The forwarder is the only proxy in front, and says where its callers came from.
+  environment.OCTOMESH_TRUSTED_PROXIES ??= "127.0.0.1/32";
+  for (const name of serviceNames) {
+    const own = `OCTOMESH_${variableOf(name)}`;
+    const { mesh, public: publicPort, admin } = portOf(name);
+    environment[`${own}_URL`] ??= `https://127.0.0.1:${mesh}`;
+    environment[`${own}_MESH_PORT`] = String(mesh);
+    environment[`${own}_PUBLIC_PORT`] = String(publicPort);
+    environment[`${own}_ADMIN_PORT`] = String(admin);
+    if (postgres !== undefined) {
+      const urls = await postgres.urls(name);
+      environment[`${own}_DATABASE_URL`] = urls.url;
+      environment[`${own}_MIGRATION_URL`] = urls.migrationUrl;
+    }
+  }
+  const children = new Map<ServiceName, ChildProcess>();
+  shutdown.add("services", async () => {
+    await Promise.all([...children.values()].map(stop));
+  });
+  for (const name of serviceNames) {
+    const main = fileURLToPath(new URL(`../services/${name}/main.ts`, import.meta.url));
+    const child = spawn(process.execPath, ["--import", "tsx", main], {
+      env: own(environment, name),
+      stdio: ["ignore", "inherit", "inherit"],
+      // A group of its own, so that Ctrl-C reaches the launcher alone and the order of ending is its.
+      detached: true,
+    });
+    children.set(name, child);
+    child.once("exit", (code, signal) => {
+      if (shutdown.signal.aborted) return;
+      log.error({ service: name, code, signal }, "a service ended by itself");
+      process.stderr.write(`${name} ended (${signal ?? code}): stopping\n`);
+      shutdown.run("a service ended").finally(() => process.exit(1));
+    });
+  }
+  await Promise.all(serviceNames.map((name) => untilReady(name, portOf(name).admin, shutdown.signal)));
+  return {
+    publicUrl,
+    services: serviceNames.map((name) => ({ name, mesh: portOf(name).mesh, admin: portOf(name).admin })),
+  };
+}
+
+/** A service gets its own database's password and no other's. */
+function own(environment: Record<string, string>, name: ServiceName): Record<string, string> {
+  const others = serviceNames.filter((each) => each !== name).map((each) => `OCTOMESH_${variableOf(each)}_`);
+  return Object.fromEntries(
+    Object.entries(environment).filter(
+      ([key]) => !others.some((prefix) => key.startsWith(prefix) && /_(DATABASE|MIGRATION)_URL$/.test(key)),
+    ),
+  );
+}
+
+async function untilReady(name: ServiceName, port: number, signal: AbortSignal): Promise<void> {
+  const deadline = Date.now() + readyTimeoutMs;
+  let problem = "no answer";
+  while (!signal.aborted) {
+    try {
+      const response = await fetch(`http://127.0.0.1:${port}/readyz`, { signal: AbortSignal.timeout(2000) });
+      problem = (await response.text()).trim();
+      if (response.ok) return;
+    } catch {
+      problem = "no answer";
+    }
+    if (Date.now() > deadline) throw new Error(`${name} was not ready after ${readyTimeoutMs / 1000} s: ${problem}`);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+async function stop(child: ChildProcess): Promise<void> {
+  if (child.exitCode !== null || child.signalCode !== null) return;
+  const exited = once(child, "exit");
+  child.kill("SIGTERM");
+  const timer = setTimeout(() => child.kill("SIGKILL"), stopTimeoutMs);
+  await exited;
+  clearTimeout(timer);
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer();
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const address = server.address();
+  server.close();
+  await once(server, "close");
+  if (typeof address !== "object" || address === null) throw new Error("the system gave no port");
+  return address.port;
+}

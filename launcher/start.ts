@@ -1,0 +1,73 @@
+import { existsSync, readFileSync } from "node:fs";
+import { join, relative, resolve } from "node:path";
+import { startEmbeddedPostgres } from "@octomesh/mesh/embedded-postgres";
+import { createLogger } from "@octomesh/mesh/log";
+import { createShutdown, handleSignals } from "@octomesh/mesh/shutdown";
+import { type MeshAddress, startInOneProcess } from "./one-process.ts";
+import { readLaunchOptions, usage } from "./options.ts";
+import { startProcesses } from "./processes.ts";
+
+const started = performance.now();
+const environment = process.env;
+const log = createLogger({
+  service: "launcher",
+  level: environment.OCTOMESH_LOG_LEVEL ?? "warn",
+  pretty: process.stdout.isTTY,
+});
+const shutdown = createShutdown(log, 30_000);
+
+try {
+  const options = readLaunchOptions(process.argv.slice(2), environment);
+  if (options.help) {
+    process.stdout.write(usage);
+    process.exit(0);
+  }
+  handleSignals(shutdown, log);
+  const stateDir = resolve(options.stateDir);
+  const postgres = environment.DATABASE_URL === undefined ? await startEmbeddedPostgres({ stateDir, log }) : undefined;
+  if (postgres !== undefined) shutdown.add("postgres", () => postgres.stop());
+  const start = options.processes ? startProcesses : startInOneProcess;
+  const address = await start({ options: { ...options, stateDir }, environment, postgres, log, shutdown });
+  announce(address, stateDir);
+} catch (error) {
+  process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
+  log.debug({ err: error }, "the start failed");
+  await shutdown.run("the start failed");
+  process.exit(1);
+}
+
+/** Tells people where things are, and programs too if they asked (`OCTOMESH_READY_JSON=1`). */
+function announce(address: MeshAddress, stateDir: string): void {
+  const seconds = ((performance.now() - started) / 1000).toFixed(1);
+  const code = setUpCode(stateDir);
+  const url = address.publicUrl === "http://localhost:8080" ? "" : ` --url ${address.publicUrl}`;
+  const setUpCommand =
+    code === undefined
+      ? undefined
+      : `npx octomil setup${url} --code ${code} --org "My organisation" --email you@example.com`;
+  const lines = [
+    "",
+    `  Octomesh is ready after ${seconds} s.`,
+    "",
+    `  Public origin   ${address.publicUrl}   (REST, Connect, gRPC, gRPC-Web)`,
+    `  Services        ${address.services.map(({ name, mesh }) => `${name} ${mesh}`).join(", ")}   (mutual TLS)`,
+    `  State           ${relative(process.cwd(), stateDir) || stateDir}/`,
+    "",
+    setUpCommand === undefined
+      ? "  The organisation is set up: npx octomil --help"
+      : `  Set up the first organisation, once:\n\n    ${setUpCommand}`,
+    "",
+    "  Ctrl-C drains and stops everything.",
+    "",
+  ];
+  process.stdout.write(`${lines.join("\n")}\n`);
+  if (environment.OCTOMESH_READY_JSON === "1") {
+    process.stdout.write(`ready ${JSON.stringify({ ...address, stateDir, setUpCode: code, setUpCommand })}\n`);
+  }
+}
+
+/** The one-time code that identity left for the first organisation; gone once it was used. */
+function setUpCode(stateDir: string): string | undefined {
+  const file = join(stateDir, "secrets", "set-up-code");
+  return existsSync(file) ? readFileSync(file, "utf8").trim() : undefined;
+}

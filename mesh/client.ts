@@ -1,0 +1,131 @@
+import type { DescMethod, DescService } from "@bufbuild/protobuf";
+import { MethodOptions_IdempotencyLevel as Idempotency } from "@bufbuild/protobuf/wkt";
+import {
+  type CallOptions,
+  type Client,
+  Code,
+  ConnectError,
+  createClient,
+  type Interceptor,
+  type Transport,
+} from "@connectrpc/connect";
+import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
+import type { Call } from "./call.ts";
+import { delegateHeader, formatDelegation } from "./delegation.ts";
+import { markDownstream } from "./downstream.ts";
+import { requestIdHeader } from "./observe.ts";
+import type { ServiceName } from "./service-name.ts";
+import { clientTlsOptions, type MeshIdentity, spiffeIdOf } from "./tls.ts";
+
+/** Clients of the other services of the mesh. */
+export interface SiblingClients {
+  /** A client of an rpc service at one sibling. */
+  client<S extends DescService>(sibling: ServiceName, service: S): Client<S>;
+  /** Ends idle connections. */
+  close(): void;
+}
+
+/** What the clients need. */
+export interface SiblingClientsOptions {
+  readonly identity: MeshIdentity;
+  readonly trustDomain: string;
+  /** Base URL of a sibling's mesh port, `https://host:port`. Asked at each connection, so that it may become known late. */
+  urlOf(sibling: ServiceName): string;
+}
+
+/** How long a unary call to a sibling may take unless the caller says otherwise. */
+const defaultTimeoutMs = 10_000;
+const maxAttempts = 3;
+const maxMessageBytes = 16 * 1024 * 1024;
+
+/**
+ * Clients that speak gRPC over mutual TLS to the expected SPIFFE ID. Unary calls have a deadline of 10 s by default;
+ * calls whose contract says they are safe to repeat are tried up to three times where the sibling is unavailable.
+ */
+export function createSiblingClients(options: SiblingClientsOptions): SiblingClients {
+  const transports = new Map<
+    ServiceName,
+    { transport: Transport; sessions: Http2SessionManager; generation: number }
+  >();
+  let generation = 0;
+  const stopWatching = options.identity.onChange(() => {
+    generation += 1;
+  });
+
+  const transportOf = (sibling: ServiceName): Transport => {
+    const known = transports.get(sibling);
+    if (known !== undefined && known.generation === generation) return known.transport;
+    const baseUrl = options.urlOf(sibling);
+    const sessions = new Http2SessionManager(
+      baseUrl,
+      { pingIntervalMs: 20_000, pingTimeoutMs: 5_000, pingIdleConnection: true, idleConnectionTimeoutMs: 120_000 },
+      clientTlsOptions(options.identity, spiffeIdOf(options.trustDomain, sibling)),
+    );
+    const transport = createGrpcTransport({
+      baseUrl,
+      sessionManager: sessions,
+      readMaxBytes: maxMessageBytes,
+      writeMaxBytes: maxMessageBytes,
+      interceptors: [retry, mark(sibling)],
+    });
+    // Calls under way on the old connections end there; with the last one the session idles out.
+    transports.set(sibling, { transport, sessions, generation });
+    return transport;
+  };
+
+  return {
+    client<S extends DescService>(sibling: ServiceName, service: S): Client<S> {
+      const late: Transport = {
+        unary: (method, signal, timeoutMs, header, input, contextValues) =>
+          transportOf(sibling).unary(method, signal, timeoutMs ?? defaultTimeoutMs, header, input, contextValues),
+        stream: (method, signal, timeoutMs, header, input, contextValues) =>
+          transportOf(sibling).stream(method, signal, timeoutMs, header, input, contextValues),
+      };
+      return createClient(service, late);
+    },
+    close() {
+      stopWatching();
+      for (const { sessions } of transports.values()) sessions.abort();
+      transports.clear();
+    },
+  };
+}
+
+/** Call options by which this service acts for a call's organisation (DESIGN 8.1). */
+export function delegatedOptions(call: Call): CallOptions {
+  return {
+    signal: call.signal,
+    headers: { [delegateHeader]: formatDelegation(call), [requestIdHeader]: call.requestId },
+  };
+}
+
+function mark(sibling: ServiceName): Interceptor {
+  return (next) => async (request) => {
+    const delegated = request.header.has(delegateHeader);
+    try {
+      return await next(request);
+    } catch (error) {
+      const connectError = ConnectError.from(error);
+      markDownstream(connectError, { service: sibling, delegated });
+      throw connectError;
+    }
+  };
+}
+
+/** Repeats unary calls that the contract calls safe while the sibling is unavailable, with growing pauses. */
+const retry: Interceptor = (next) => async (request) => {
+  if (request.stream || !isSafeToRepeat(request.method)) return next(request);
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await next(request);
+    } catch (error) {
+      const code = ConnectError.from(error).code;
+      if (attempt >= maxAttempts || code !== Code.Unavailable || request.signal.aborted) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 50 * 2 ** attempt * (0.5 + Math.random() / 2)));
+    }
+  }
+};
+
+function isSafeToRepeat(method: DescMethod): boolean {
+  return method.idempotency === Idempotency.NO_SIDE_EFFECTS || method.idempotency === Idempotency.IDEMPOTENT;
+}

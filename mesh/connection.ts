@@ -1,0 +1,15 @@
+import { createContextKey } from "@connectrpc/connect";
+import type { ServiceName } from "./service-name.ts";
+
+/** What the listener knows of the connection that a request came over. Nothing of it comes from the request's headers, but for the address behind trusted proxies. */
+export interface Connection {
+  /** `mesh`: mutual TLS between services. `public`: everyone else. */
+  readonly listener: "mesh" | "public";
+  /** True client address, IPv4 or IPv6 in text. */
+  readonly address: string;
+  /** The service whose certificate the connection proved; only on the mesh listener. */
+  readonly peer?: { readonly service: ServiceName; readonly spiffeId: string };
+}
+
+/** Where the runtime keeps the connection of an rpc. */
+export const connectionKey = createContextKey<Connection | undefined>(undefined, { description: "connection" });

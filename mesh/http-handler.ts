@@ -1,0 +1,329 @@
+import type { ServerResponse } from "node:http";
+import type { Http2ServerResponse } from "node:http2";
+import type { DescMethod, JsonValue } from "@bufbuild/protobuf";
+import { ConnectError, type ContextValues, createContextValues } from "@connectrpc/connect";
+import type { UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
+import { errorFromJson } from "@connectrpc/connect/protocol-connect";
+import { universalRequestFromNodeRequest, universalResponseToNodeResponse } from "@connectrpc/connect-node";
+import type { Logger } from "pino";
+import { type AdmissionDeps, admit, checkFields } from "./admit.ts";
+import { type Connection, connectionKey } from "./connection.ts";
+import type { Cors } from "./cors.ts";
+import { demandAudit } from "./enforce-policy.ts";
+import { fail, Reason } from "./errors.ts";
+import { presentable, requestIdHeader, requestIdOf } from "./observe.ts";
+import type { Policy } from "./policy.ts";
+import { problemOf } from "./problem.ts";
+import { limitHeaders } from "./ratelimit-headers.ts";
+import { messageOfParams, type RestMatch, type RestRouter, toRequestJson } from "./rest.ts";
+import type { HttpRequest, HttpResponse, HttpRoute } from "./service.ts";
+
+/** Answers one HTTP request; false if it is none of this handler's, and then nothing was written. */
+export type HttpHandler = (request: HttpRequest, response: HttpResponse) => boolean;
+
+/** What a handler serves. */
+export interface HttpHandlerOptions {
+  readonly handlers: readonly UniversalHandler[];
+  readonly policies: ReadonlyMap<DescMethod, Policy>;
+  readonly routes: readonly HttpRoute[];
+  readonly rest?: RestRouter;
+  readonly cors?: Cors;
+  readonly admission: AdmissionDeps;
+  readonly log: Logger;
+  connectionOf(request: HttpRequest): Connection;
+}
+
+const maxJsonBytes = 1024 * 1024;
+
+/**
+ * Serves rpc (Connect, gRPC, gRPC-Web), REST by `google.api.http`, and HTTP that is no rpc, all through the same policy.
+ * Never throws: what cannot be understood is answered 400.
+ */
+export function createHttpHandler(options: HttpHandlerOptions): HttpHandler {
+  const rpcs = new Map(options.handlers.map((handler) => [handler.requestPath, handler]));
+  const byMethod = new Map(options.handlers.map((handler) => [handler.method, handler]));
+  const httpRoutes = new Map(options.routes.map((route) => [route.method, route]));
+
+  return (request, response) => {
+    const path = pathOf(request);
+    if (path === undefined) {
+      respond(response, 400, { "content-type": "text/plain" }, "the request's target cannot be understood\n");
+      return true;
+    }
+    const rpc = rpcs.get(path);
+    const isRpc = rpc !== undefined && isVisible(options, rpc.method, request);
+    const verbs = isRpc ? ["POST", "GET"] : (options.rest?.allow(path) ?? []);
+    if (!isRpc && verbs.length === 0) return false;
+    if (options.cors?.answer(request, response, verbs) === true) return true;
+    const work = isRpc
+      ? serveRpc(rpc, request, response, options)
+      : serveRest(path, verbs, request, response, options, byMethod, httpRoutes);
+    work.catch((error: unknown) => {
+      options.log.error({ err: error, path }, "request failed outside its handler");
+      abandon(response);
+    });
+    return true;
+  };
+}
+
+function isVisible(options: HttpHandlerOptions, method: DescMethod, request: HttpRequest): boolean {
+  return options.connectionOf(request).listener === "mesh" || options.policies.get(method)?.isPublic === true;
+}
+
+function pathOf(request: HttpRequest): string | undefined {
+  const target = request.url ?? "";
+  if (!target.startsWith("/") || target.length > 8192) return undefined;
+  const end = target.indexOf("?");
+  return end === -1 ? target : target.slice(0, end);
+}
+
+function contextOf(request: HttpRequest, options: HttpHandlerOptions): ContextValues {
+  return createContextValues().set(connectionKey, options.connectionOf(request));
+}
+
+async function serveRpc(
+  rpc: UniversalHandler,
+  request: HttpRequest,
+  response: HttpResponse,
+  options: HttpHandlerOptions,
+): Promise<void> {
+  let universal: ReturnType<typeof universalRequestFromNodeRequest>;
+  try {
+    universal = universalRequestFromNodeRequest(
+      request,
+      response as ServerResponse,
+      undefined,
+      contextOf(request, options),
+    );
+  } catch {
+    // An HTTP/1.0 request without Host has no authority.
+    respond(response, 400, { "content-type": "text/plain" }, "the request needs a Host header\n");
+    return;
+  }
+  const answer = await rpc(universal);
+  await send(withDefaults(answer), response);
+}
+
+/** Answers are not stored anywhere on their way unless they say so themselves. */
+function withDefaults(answer: UniversalServerResponse): UniversalServerResponse {
+  const header = new Headers(answer.header);
+  if (!header.has("cache-control")) header.set("cache-control", "no-store");
+  header.set("x-content-type-options", "nosniff");
+  return { ...answer, header };
+}
+
+/** A caller that went away while its answer was written is no fault of ours. */
+async function send(answer: UniversalServerResponse, response: HttpResponse): Promise<void> {
+  try {
+    await universalResponseToNodeResponse(answer, response as ServerResponse);
+  } catch (error) {
+    if (!response.destroyed && !response.writableEnded) throw error;
+  }
+}
+
+async function serveRest(
+  path: string,
+  verbs: readonly string[],
+  request: HttpRequest,
+  response: HttpResponse,
+  options: HttpHandlerOptions,
+  byMethod: ReadonlyMap<DescMethod, UniversalHandler>,
+  httpRoutes: ReadonlyMap<DescMethod, HttpRoute>,
+): Promise<void> {
+  const header = headersOf(request);
+  const requestId = requestIdOf(header);
+  try {
+    // HEAD is GET without the body.
+    const isHead = request.method === "HEAD";
+    const match = options.rest?.match(isHead ? "GET" : (request.method ?? ""), path);
+    if (match === undefined) {
+      respond(response, 405, { allow: verbs.join(", "), "content-type": "text/plain" }, "");
+      return;
+    }
+    const route = httpRoutes.get(match.binding.method);
+    if (route !== undefined) {
+      await serveHttpRoute(route, match, header, requestId, request, response, options);
+      return;
+    }
+    const handler = byMethod.get(match.binding.method);
+    if (handler === undefined || match.binding.method.methodKind !== "unary") {
+      throw fail(Reason.METHOD_NOT_FOUND, "there is no such method here", {});
+    }
+    const query = new URLSearchParams((request.url ?? "").slice(path.length + 1));
+    const body = match.binding.body === "" ? undefined : await readJson(request);
+    const json = toRequestJson(match.binding, match.params, query, body);
+    await transcode(handler, match, json, header, isHead, request, response, options);
+  } catch (error) {
+    const name = path.slice(0, 128);
+    const refused = presentable(error, options.log, name, requestId);
+    sendProblem(refused, requestId, response);
+  }
+}
+
+async function serveHttpRoute(
+  route: HttpRoute,
+  match: RestMatch,
+  header: Headers,
+  requestId: string,
+  request: HttpRequest,
+  response: HttpResponse,
+  options: HttpHandlerOptions,
+): Promise<void> {
+  const policy = options.policies.get(route.method);
+  if (policy === undefined) throw fail(Reason.CALLER_KIND_NOT_ALLOWED, "the method has no policy", {});
+  const gone = new AbortController();
+  response.once("close", () => gone.abort());
+  const connection = options.connectionOf(request);
+  const { call, limit } = await admit(
+    { method: route.method, policy, connection, header, requestId, signal: gone.signal },
+    options.admission,
+  );
+  checkFields(messageOfParams(route.method, match.params), call.caller, policy);
+  const guard = options.admission.credentials.guard(call.caller);
+  const signal = AbortSignal.any([gone.signal, guard.signal]);
+  // A transfer under way ends with the credential that began it.
+  guard.signal.addEventListener("abort", () => abandon(response), { once: true });
+  response.setHeader(requestIdHeader, requestId);
+  response.setHeader("cache-control", "no-store");
+  response.setHeader("x-content-type-options", "nosniff");
+  if (limit !== undefined) for (const [name, value] of limitHeaders(limit)) response.setHeader(name, value);
+  try {
+    await route.handle({ ...call, signal }, request, response, match.params);
+    demandAudit(call, route.method, options.log);
+  } finally {
+    guard.release();
+  }
+}
+
+async function transcode(
+  handler: UniversalHandler,
+  match: RestMatch,
+  json: JsonValue,
+  header: Headers,
+  isHead: boolean,
+  request: HttpRequest,
+  response: HttpResponse,
+  options: HttpHandlerOptions,
+): Promise<void> {
+  for (const name of ["content-length", "content-encoding", "transfer-encoding", "accept-encoding"])
+    header.delete(name);
+  header.set("content-type", "application/json");
+  const gone = new AbortController();
+  response.once("close", () => gone.abort());
+  const answer = await handler({
+    httpVersion: request.httpVersion,
+    method: "POST",
+    url: `http://localhost${handler.requestPath}`,
+    header,
+    body: json,
+    signal: gone.signal,
+    contextValues: contextOf(request, options),
+  });
+  const bytes = await readAll(answer);
+  const requestId = header.get(requestIdHeader) ?? "";
+  if (answer.status !== 200) {
+    const error = errorFromJson(parseJson(bytes), new Headers(answer.header), new ConnectError("unknown error"));
+    sendProblem(error, requestId, response, answer.header);
+    return;
+  }
+  const out: Record<string, string> = {
+    "content-type": "application/json",
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+  };
+  answer.header?.forEach((value, name) => {
+    if (name !== "content-type" && name !== "content-length" && name !== "content-encoding") out[name] = value;
+  });
+  if (match.binding.verb === "DELETE" && match.binding.method.output.typeName === "google.protobuf.Empty") {
+    respond(response, 204, out, "");
+    return;
+  }
+  const body = match.binding.responseBody === "" ? bytes : fieldOf(bytes, match.binding.responseBody);
+  respond(response, 200, out, isHead ? "" : body);
+}
+
+function fieldOf(bytes: Buffer, name: string): string {
+  const json = parseJson(bytes);
+  if (typeof json !== "object" || json === null || Array.isArray(json)) return "null";
+  return JSON.stringify(json[name] ?? null);
+}
+
+function sendProblem(error: ConnectError, requestId: string, response: HttpResponse, header?: Headers): void {
+  if (response.headersSent) {
+    abandon(response);
+    return;
+  }
+  const problem = problemOf(error, requestId);
+  const out: Record<string, string> = { ...problem.headers, [requestIdHeader]: requestId };
+  const retryAfter = header?.get("retry-after");
+  if (retryAfter !== null && retryAfter !== undefined) out["retry-after"] = retryAfter;
+  respond(response, problem.status, out, JSON.stringify(problem.body));
+}
+
+/** Writes a whole answer, unless the caller has gone. */
+export function respond(
+  response: HttpResponse,
+  status: number,
+  headers: Record<string, string>,
+  body: string | Uint8Array,
+): void {
+  if (response.destroyed || response.headersSent) return;
+  const target = response as ServerResponse & Http2ServerResponse;
+  if (body.length === 0) {
+    target.writeHead(status, headers);
+    target.end();
+    return;
+  }
+  target.writeHead(status, { ...headers, "content-length": String(Buffer.byteLength(body)) });
+  target.end(body);
+}
+
+/** Breaks an answer off, so that nobody takes the part for the whole. */
+function abandon(response: HttpResponse): void {
+  if (response.destroyed) return;
+  if ("stream" in response && response.stream !== undefined && response.stream !== null) response.stream.close(8);
+  else response.destroy();
+}
+
+function headersOf(request: HttpRequest): Headers {
+  const header = new Headers();
+  for (const [name, value] of Object.entries(request.headers)) {
+    if (name.startsWith(":") || value === undefined) continue;
+    for (const each of Array.isArray(value) ? value : [value]) header.append(name, each);
+  }
+  return header;
+}
+
+async function readJson(request: HttpRequest): Promise<JsonValue | undefined> {
+  const type = request.headers["content-type"];
+  const chunks: Buffer[] = [];
+  let size = 0;
+  for await (const chunk of request) {
+    size += chunk.length;
+    if (size > maxJsonBytes) {
+      throw fail(Reason.REQUEST_TOO_LARGE, `the body is larger than ${maxJsonBytes} bytes`, {
+        max: String(maxJsonBytes),
+      });
+    }
+    chunks.push(chunk);
+  }
+  if (size === 0) return undefined;
+  if (type !== undefined && !/^application\/(json|[\w.+-]+\+json)\b/i.test(type)) {
+    throw fail(Reason.REQUEST_MALFORMED, "the body must be application/json", {});
+  }
+  return parseJson(Buffer.concat(chunks));
+}
+
+function parseJson(bytes: Buffer): JsonValue {
+  try {
+    return JSON.parse(bytes.toString("utf8"));
+  } catch {
+    throw fail(Reason.REQUEST_MALFORMED, "the body is no JSON", {});
+  }
+}
+
+async function readAll(answer: UniversalServerResponse): Promise<Buffer> {
+  const chunks: Uint8Array[] = [];
+  if (answer.body !== undefined) for await (const chunk of answer.body) chunks.push(chunk);
+  return Buffer.concat(chunks);
+}

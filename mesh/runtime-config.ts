@@ -1,0 +1,208 @@
+import { defaultLimits, type LimitSurface } from "./admit.ts";
+import { type CidrList, parseCidrList } from "./cidr.ts";
+import * as config from "./config.ts";
+import type { Limit } from "./ratelimit.ts";
+import { portsOf, type ServiceName, serviceNames, variableOf } from "./service-name.ts";
+import { defaultTrustDomain } from "./tls.ts";
+
+/** Everything that the runtime of one service reads from the environment. */
+export interface RuntimeConfig {
+  readonly stateDir: string;
+  readonly production: boolean;
+  readonly host: string;
+  readonly meshHost: string;
+  readonly adminHost: string;
+  readonly ports: { readonly mesh: number; readonly public: number; readonly admin: number };
+  readonly allowPlaintext: boolean;
+  readonly trustDomain: string;
+  readonly identityFiles: { keyFile: string; certificateFile: string; bundleFile: string } | undefined;
+  readonly publicTls: { keyFile: string; certificateFile: string } | undefined;
+  readonly siblingUrls: Readonly<Partial<Record<ServiceName, string>>>;
+  readonly publicUrl: string;
+  readonly databaseUrl: string | undefined;
+  readonly migrationUrl: string | undefined;
+  readonly masterKey: string | undefined;
+  readonly redisUrl: string | undefined;
+  readonly replicas: number;
+  readonly trustedProxies: CidrList;
+  readonly proxyProtocol: boolean;
+  readonly corsOrigins: readonly string[];
+  readonly limits: Readonly<Record<LimitSurface, Limit>>;
+  readonly logLevel: string;
+  readonly graceMs: number;
+}
+
+/** Variables that every service knows, and what they are for: the source of docs/configuration.md. */
+export const variables: Readonly<Record<string, string>> = {
+  OCTOMESH_STATE_DIR: "Folder for state: embedded database, artifacts, development keys. Default .octomesh",
+  OCTOMESH_PRODUCTION: "true demands certificates, a master key and encrypted databases. Default false",
+  OCTOMESH_HOST: "Address of the public port. Default 127.0.0.1",
+  OCTOMESH_MESH_HOST: "Address of the mutual-TLS mesh port. Default OCTOMESH_HOST",
+  OCTOMESH_ADMIN_HOST: "Address of the admin port. Default 127.0.0.1",
+  OCTOMESH_ALLOW_PLAINTEXT:
+    "true lets public and admin ports be plaintext off loopback, behind an ingress. Default false",
+  OCTOMESH_PUBLIC_URL: "Where users reach the mesh. Default http://localhost:8080",
+  OCTOMESH_TRUST_DOMAIN: `SPIFFE trust domain. Default ${defaultTrustDomain}`,
+  OCTOMESH_TLS_KEY_FILE: "Key of the service's mesh certificate; with the next two. Development keys if not set",
+  OCTOMESH_TLS_CERT_FILE: "The service's mesh certificate chain",
+  OCTOMESH_TLS_BUNDLE_FILE: "Trust bundle of the mesh",
+  OCTOMESH_PUBLIC_TLS_KEY_FILE: "Key of the public port's certificate; plaintext if not set",
+  OCTOMESH_PUBLIC_TLS_CERT_FILE: "Certificate chain of the public port",
+  OCTOMESH_MASTER_KEY: "Master key (or _FILE) that seals keys at rest. A file in the state folder if not set",
+  REDIS_URL: "Redis for rate limits across replicas; this process's memory if not set",
+  OCTOMESH_REPLICAS: "How many replicas of the service run; more than one needs REDIS_URL. Default 1",
+  OCTOMESH_TRUSTED_PROXIES: "Networks whose X-Forwarded-For is believed. None by default",
+  OCTOMESH_PROXY_PROTOCOL: "true: trusted proxies speak PROXY protocol. Default false",
+  OCTOMESH_CORS_ORIGINS: "Origins of browser pages that may call. None by default",
+  OCTOMESH_LOG_LEVEL: "trace, debug, info, warn or error. Default info",
+  OCTOMESH_DRAIN_GRACE: "How long calls under way may take to end at shutdown. Default 10s",
+};
+
+/** Reads the configuration of a service. Throws one ConfigError that lists every problem. */
+export function readRuntimeConfig(name: ServiceName, environment: config.Environment): RuntimeConfig {
+  const own = `OCTOMESH_${variableOf(name)}`;
+  const ports = portsOf(name);
+  const basics = config.readEnvironment(environment, {
+    OCTOMESH_STATE_DIR: config.text(".octomesh"),
+    OCTOMESH_PRODUCTION: config.boolean(false),
+    OCTOMESH_HOST: config.text("127.0.0.1"),
+    OCTOMESH_MESH_HOST: config.optionalText(),
+    OCTOMESH_ADMIN_HOST: config.text("127.0.0.1"),
+    [`${own}_MESH_PORT`]: config.port(ports.mesh),
+    [`${own}_PUBLIC_PORT`]: config.port(ports.public),
+    [`${own}_ADMIN_PORT`]: config.port(ports.admin),
+    OCTOMESH_ALLOW_PLAINTEXT: config.boolean(false),
+    OCTOMESH_TRUST_DOMAIN: config.text(defaultTrustDomain),
+    OCTOMESH_TLS_KEY_FILE: config.optionalText(),
+    OCTOMESH_TLS_CERT_FILE: config.optionalText(),
+    OCTOMESH_TLS_BUNDLE_FILE: config.optionalText(),
+    OCTOMESH_PUBLIC_TLS_KEY_FILE: config.optionalText(),
+    OCTOMESH_PUBLIC_TLS_CERT_FILE: config.optionalText(),
+    OCTOMESH_PUBLIC_URL: config.url(["http:", "https:"], "http://localhost:8080"),
+    DATABASE_URL: config.secret(),
+    OCTOMESH_MIGRATION_URL: config.secret(),
+    [`${own}_DATABASE_URL`]: config.secret(),
+    [`${own}_MIGRATION_URL`]: config.secret(),
+    OCTOMESH_MASTER_KEY: config.secret(),
+    REDIS_URL: config.secret(),
+    OCTOMESH_REPLICAS: config.integer(1, 10_000, 1),
+    OCTOMESH_TRUSTED_PROXIES: config.cidrList(),
+    OCTOMESH_PROXY_PROTOCOL: config.boolean(false),
+    OCTOMESH_CORS_ORIGINS: config.list(),
+    OCTOMESH_LOG_LEVEL: config.text("info"),
+    OCTOMESH_DRAIN_GRACE: config.duration(10_000),
+  });
+  const siblings = config.readEnvironment(
+    environment,
+    Object.fromEntries(serviceNames.map((each) => [`OCTOMESH_${variableOf(each)}_URL`, config.optionalText()])),
+  );
+  const limits = readLimits(environment);
+  const value = basics as typeof basics & Record<string, unknown>;
+  const problems: string[] = [];
+  const production = value.OCTOMESH_PRODUCTION;
+  const files = together(
+    value.OCTOMESH_TLS_KEY_FILE,
+    value.OCTOMESH_TLS_CERT_FILE,
+    value.OCTOMESH_TLS_BUNDLE_FILE,
+    "OCTOMESH_TLS_KEY_FILE, OCTOMESH_TLS_CERT_FILE and OCTOMESH_TLS_BUNDLE_FILE",
+    problems,
+  );
+  const publicFiles = together(
+    value.OCTOMESH_PUBLIC_TLS_KEY_FILE,
+    value.OCTOMESH_PUBLIC_TLS_CERT_FILE,
+    "-",
+    "OCTOMESH_PUBLIC_TLS_KEY_FILE and OCTOMESH_PUBLIC_TLS_CERT_FILE",
+    problems,
+  );
+  if (production && files === undefined) {
+    problems.push("OCTOMESH_TLS_KEY_FILE is not set: in production the mesh needs certificates that you issue");
+  }
+  if (production && value.OCTOMESH_MASTER_KEY === undefined) {
+    problems.push("OCTOMESH_MASTER_KEY (or _FILE) is not set: in production keys are sealed by a key that you keep");
+  }
+  const redisUrl = value.REDIS_URL;
+  if (redisUrl !== undefined && production && !redisUrl.startsWith("rediss://") && !isLocalUrl(redisUrl)) {
+    problems.push("REDIS_URL must begin with rediss:// in production");
+  }
+  if (value.OCTOMESH_REPLICAS > 1 && redisUrl === undefined) {
+    problems.push("OCTOMESH_REPLICAS is more than 1 and REDIS_URL is not set: limits would count per replica");
+  }
+  if (value.OCTOMESH_CORS_ORIGINS.some((origin) => !URL.canParse(origin) || new URL(origin).origin !== origin)) {
+    problems.push("OCTOMESH_CORS_ORIGINS must be origins such as https://app.example.com, separated by commas");
+  }
+  if (problems.length > 0) throw new config.ConfigError(problems);
+  const own_ = (suffix: string): string | undefined => value[`${own}_${suffix}`] as string | undefined;
+  return {
+    stateDir: value.OCTOMESH_STATE_DIR,
+    production,
+    host: value.OCTOMESH_HOST,
+    meshHost: value.OCTOMESH_MESH_HOST ?? value.OCTOMESH_HOST,
+    adminHost: value.OCTOMESH_ADMIN_HOST,
+    ports: {
+      mesh: value[`${own}_MESH_PORT`] as number,
+      public: value[`${own}_PUBLIC_PORT`] as number,
+      admin: value[`${own}_ADMIN_PORT`] as number,
+    },
+    allowPlaintext: value.OCTOMESH_ALLOW_PLAINTEXT,
+    trustDomain: value.OCTOMESH_TRUST_DOMAIN,
+    identityFiles: files && { keyFile: files[0], certificateFile: files[1], bundleFile: files[2] },
+    publicTls: publicFiles && { keyFile: publicFiles[0], certificateFile: publicFiles[1] },
+    siblingUrls: Object.fromEntries(
+      serviceNames.flatMap((each) => {
+        const url = siblings[`OCTOMESH_${variableOf(each)}_URL`] as string | undefined;
+        return url === undefined ? [] : [[each, url]];
+      }),
+    ),
+    publicUrl: value.OCTOMESH_PUBLIC_URL,
+    databaseUrl: own_("DATABASE_URL") ?? value.DATABASE_URL,
+    migrationUrl: own_("MIGRATION_URL") ?? value.OCTOMESH_MIGRATION_URL,
+    masterKey: value.OCTOMESH_MASTER_KEY,
+    redisUrl,
+    replicas: value.OCTOMESH_REPLICAS,
+    trustedProxies: value.OCTOMESH_TRUSTED_PROXIES,
+    proxyProtocol: value.OCTOMESH_PROXY_PROTOCOL,
+    corsOrigins: value.OCTOMESH_CORS_ORIGINS,
+    limits,
+    logLevel: value.OCTOMESH_LOG_LEVEL,
+    graceMs: value.OCTOMESH_DRAIN_GRACE,
+  };
+}
+
+/** `OCTOMESH_LIMIT_<SURFACE>`: calls per minute, 1 to 10,000,000. */
+function readLimits(environment: config.Environment): Record<LimitSurface, Limit> {
+  const surfaces = Object.keys(defaultLimits) as LimitSurface[];
+  const name = (surface: LimitSurface): string => `OCTOMESH_LIMIT_${surface.toUpperCase()}`;
+  const read = config.readEnvironment(
+    environment,
+    Object.fromEntries(
+      surfaces.map((surface) => [name(surface), config.integer(1, 10_000_000, defaultLimits[surface].points)]),
+    ),
+  );
+  return Object.fromEntries(
+    surfaces.map((surface) => [
+      surface,
+      { points: read[name(surface)] as number, windowMs: defaultLimits[surface].windowMs },
+    ]),
+  ) as Record<LimitSurface, Limit>;
+}
+
+function together(
+  first: string | undefined,
+  second: string | undefined,
+  third: string | undefined,
+  names: string,
+  problems: string[],
+): [string, string, string] | undefined {
+  if (first !== undefined && second !== undefined && third !== undefined) return [first, second, third];
+  const some = [first, second, third === "-" ? undefined : third].some((each) => each !== undefined);
+  if (some) problems.push(`${names} belong together: set all of them or none`);
+  return undefined;
+}
+
+function isLocalUrl(url: string): boolean {
+  if (!URL.canParse(url)) return false;
+  const { hostname } = new URL(url);
+  return (
+    hostname === "localhost" || (parseCidrList("127.0.0.0/8,::1")?.includes(hostname.replace(/^\[|\]$/g, "")) ?? false)
+  );
+}
