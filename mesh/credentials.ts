@@ -298,7 +298,7 @@ export function createCredentials(options: CredentialsOptions): Credentials {
 /** Whether a revocation concerns a caller: of its credential, of itself, or of its organisation. */
 function isRevoked(caller: Omit<Caller, "address">, revocations: Revocations): boolean {
   const { issuedMs } = caller;
-  if (caller.orgId !== "" && revocations.isRevoked(Subject.ORGANIZATION, caller.orgId, 0)) return true;
+  if (caller.orgId !== "" && revocations.isRevoked(Subject.ORGANIZATION, caller.orgId, issuedMs)) return true;
   switch (caller.kind) {
     case "device":
       return revocations.isRevoked(Subject.DEVICE, caller.id, issuedMs);

@@ -492,7 +492,7 @@ async function assertRoles(client: pg.PoolClient, service: string, urlVariable: 
   const missing = needed.filter((name) => !rows.some((row) => row.name === name && row.member));
   if (missing.length > 0) {
     throw new Error(
-      `${urlVariable}: the login role lacks ${missing.join(", ")}: create the roles of "${service}" first (docs: service roles)`,
+      `${urlVariable}: the login role lacks ${missing.join(", ")}: create the roles of "${service}" first (mesh/service-roles.ts)`,
     );
   }
   const unsafe = rows.find((row) => row.unsafe || row.owns);

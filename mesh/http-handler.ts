@@ -10,7 +10,7 @@ import { type AdmissionDeps, admit, checkFields } from "./admit.ts";
 import { type Connection, connectionKey } from "./connection.ts";
 import type { Cors } from "./cors.ts";
 import { demandAudit } from "./enforce-policy.ts";
-import { fail, Reason } from "./errors.ts";
+import { fail, Reason, reasonOf } from "./errors.ts";
 import { presentable, requestIdHeader, requestIdOf } from "./observe.ts";
 import type { Policy } from "./policy.ts";
 import { problemOf } from "./problem.ts";
@@ -223,7 +223,10 @@ async function transcode(
   const requestId = header.get(requestIdHeader) ?? "";
   if (answer.status !== 200) {
     const error = errorFromJson(parseJson(bytes), new Headers(answer.header), new ConnectError("unknown error"));
-    sendProblem(error, requestId, response, answer.header);
+    // What the transport refused before the interceptors ran names no reason yet.
+    const refused =
+      reasonOf(error) === undefined ? presentable(error, options.log, handler.requestPath, requestId) : error;
+    sendProblem(refused, requestId, response, answer.header);
     return;
   }
   const out: Record<string, string> = {
@@ -255,6 +258,8 @@ function sendProblem(error: ConnectError, requestId: string, response: HttpRespo
   }
   const problem = problemOf(error, requestId);
   const out: Record<string, string> = { ...problem.headers, [requestIdHeader]: requestId };
+  // The rest of a body that was refused is not waited for.
+  if (problem.status === 413 && !("stream" in response)) out.connection = "close";
   const retryAfter = header?.get("retry-after");
   if (retryAfter !== null && retryAfter !== undefined) out["retry-after"] = retryAfter;
   respond(response, problem.status, out, JSON.stringify(problem.body));
@@ -296,22 +301,37 @@ function headersOf(request: HttpRequest): Headers {
 
 async function readJson(request: HttpRequest): Promise<JsonValue | undefined> {
   const type = request.headers["content-type"];
-  const chunks: Buffer[] = [];
-  let size = 0;
-  for await (const chunk of request) {
-    size += chunk.length;
-    if (size > maxJsonBytes) {
-      throw fail(Reason.REQUEST_TOO_LARGE, `the body is larger than ${maxJsonBytes} bytes`, {
-        max: String(maxJsonBytes),
-      });
-    }
-    chunks.push(chunk);
-  }
-  if (size === 0) return undefined;
+  const bytes = await readBounded(request, maxJsonBytes);
+  if (bytes.length === 0) return undefined;
   if (type !== undefined && !/^application\/(json|[\w.+-]+\+json)\b/i.test(type)) {
     throw fail(Reason.REQUEST_MALFORMED, "the body must be application/json", {});
   }
-  return parseJson(Buffer.concat(chunks));
+  return parseJson(bytes);
+}
+
+/** Reads a body; one that is too large is refused at once, and what still comes is thrown away. */
+function readBounded(request: HttpRequest, maxBytes: number): Promise<Buffer> {
+  const tooLarge = (): Error =>
+    fail(Reason.REQUEST_TOO_LARGE, `the body is larger than ${maxBytes} bytes`, { max: String(maxBytes) });
+  return new Promise((resolve, reject) => {
+    const chunks: Buffer[] = [];
+    let size = 0;
+    const refuse = (): void => {
+      request.off("data", onData);
+      request.resume();
+      reject(tooLarge());
+    };
+    const onData = (chunk: Buffer): void => {
+      size += chunk.length;
+      if (size > maxBytes) refuse();
+      else chunks.push(chunk);
+    };
+    if (Number(request.headers["content-length"] ?? 0) > maxBytes) return refuse();
+    request.on("data", onData);
+    request.once("end", () => resolve(Buffer.concat(chunks)));
+    request.once("error", reject);
+    request.once("close", () => reject(fail(Reason.CANCELLED, "the body broke off", {})));
+  });
 }
 
 function parseJson(bytes: Buffer): JsonValue {

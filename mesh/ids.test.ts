@@ -10,7 +10,7 @@ describe("newId", () => {
 
   it("keeps the time it was given, for every time a UUIDv7 can hold", () => {
     fc.assert(
-      fc.property(fc.integer({ min: 1, max: 2 ** 47 }), (offset) => {
+      fc.property(fc.integer({ min: 1, max: 2 ** 47 - 1 }), (offset) => {
         const time = timeOfId(newId("rol", 2 ** 47 + offset));
         // A clock that steps back a little follows the last id; otherwise the time is exact.
         expect(time).toBeGreaterThanOrEqual(2 ** 47 + offset);

@@ -107,7 +107,7 @@ export async function listen(options: ListenOptions): Promise<Listener> {
   refuseExposedPlaintext(options);
   const limits = { ...defaultListenLimits, ...options.limits };
   const connections = createConnections(limits, options.log);
-  const answer = createAnswer(options, connections);
+  const answer = createAnswer(options, limits, connections);
   const server =
     options.tls === undefined
       ? createPlaintextServer(options, limits, connections, answer)
@@ -161,13 +161,17 @@ function refuseExposedPlaintext(options: ListenOptions): void {
 }
 
 /** Every request passes here first: what no handler must see is answered, what a handler throws is caught. */
-function createAnswer(options: ListenOptions, connections: Connections): Answer {
+function createAnswer(options: ListenOptions, limits: ListenLimits, connections: Connections): Answer {
   const { handler, log } = options;
   return (request, response) => {
     // An aborted HTTP/2 stream emits its error on the request, which would end the process if nobody listened.
     request.on("error", (error) => log.debug({ err: error }, "request broke off"));
     response.on("error", (error) => log.debug({ err: error }, "response broke off"));
     connections.begin(request, response);
+    if (headerBytesOf(request) > limits.maxHeaderBytes) {
+      refuse(response, request, 431, "Request Header Fields Too Large\n");
+      return;
+    }
     if (!hasAuthority(request)) {
       refuse(response, request, 400, "Bad Request: the request has no Host\n");
       return;
@@ -183,6 +187,17 @@ function createAnswer(options: ListenOptions, connections: Connections): Answer 
       failed(error);
     }
   };
+}
+
+/**
+ * Bytes of a header as RFC 9113 section 6.5.2 counts them. Node applies the bound that it announces only once the client
+ * has acknowledged it, which a client may put off.
+ */
+function headerBytesOf(request: HttpRequest): number {
+  if (request.httpVersionMajor === 1) return 0;
+  let bytes = 0;
+  for (const text of request.rawHeaders) bytes += text.length + 16;
+  return bytes;
 }
 
 /** HTTP/1.0 may leave Host out, and HTTP/2 its `:authority`; what builds a URL of the request then throws. */
@@ -221,7 +236,7 @@ function createPlaintextServer(
   answer: Answer,
 ): Server {
   // The HTTP/1.1 server owns the port, so that its checks for slow requests run; HTTP/2 connections are handed over.
-  const http1 = createHttpServer(http1Options(limits), answer);
+  const http1 = createHttpServer({ connectionsCheckingInterval: checkingIntervalOf(limits) }, answer);
   const http2 = createHttp2Server(http2Options(limits), answer);
   http2.on("session", (session) => connections.addSession(session));
   if (options.upgrade !== undefined) http1.on("upgrade", options.upgrade);
@@ -257,7 +272,6 @@ function createTlsServer(
   const server = createSecureServer(
     {
       ...http2Options(limits),
-      ...http1Options(limits),
       minVersion: "TLSv1.2",
       ...tls.options(),
       allowHTTP1: withHttp1,
@@ -291,12 +305,10 @@ function createTlsServer(
   return server;
 }
 
-function http1Options(limits: ListenLimits): { maxHeaderSize: number; connectionsCheckingInterval: number } {
+/** How often slow requests are looked for. */
+function checkingIntervalOf(limits: ListenLimits): number {
   const shortest = Math.min(limits.headersTimeoutMs, limits.requestTimeoutMs || Number.POSITIVE_INFINITY);
-  return {
-    maxHeaderSize: limits.maxHeaderBytes,
-    connectionsCheckingInterval: Math.max(50, Math.min(5_000, shortest / 4)),
-  };
+  return Math.max(50, Math.min(5_000, shortest / 4));
 }
 
 /** Both kinds of server read these properties when they serve HTTP/1.1. */
@@ -305,6 +317,7 @@ function applyHttp1Limits(server: HttpServer | Http2SecureServer, limits: Listen
     headersTimeout: limits.headersTimeoutMs,
     requestTimeout: limits.requestTimeoutMs,
     keepAliveTimeout: limits.idleTimeoutMs,
+    connectionsCheckingInterval: checkingIntervalOf(limits),
     maxHeadersCount: 128,
     maxHeaderSize: limits.maxHeaderBytes,
   });
@@ -541,6 +554,8 @@ function createConnections(limits: ListenLimits, log: Logger): Connections {
       draining = true;
       for (const session of sessions) session.close();
       for (const [socket, underWay] of http1) if (underWay === 0) socket.destroySoon();
+      // What has said nothing yet has nothing to lose.
+      for (const socket of sockets) if (socket.bytesRead === 0) socket.destroy();
       if (sockets.size === 0) return;
       const empty = new Promise<void>((resolve) => {
         emptied = resolve;

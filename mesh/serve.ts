@@ -123,6 +123,7 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
     ),
     metrics,
     env: options.environment,
+    trustDomain: config.trustDomain,
     publicUrl: config.publicUrl,
     openDatabase: <DB>(migrations: URL) => openServiceDatabase<DB>(name, config, migrations, log, health),
     client<S extends DescService>(service: S): Client<S> {

@@ -10,6 +10,7 @@ const migrations = await writeMigrations({});
 const database = await openTestDatabase({ service: "mesh-test", migrations });
 const log = pino({ level: "silent" });
 const own = `operated-${randomBytes(4).toString("hex")}`;
+const sibling = `sibling-${randomBytes(4).toString("hex")}`;
 const operator = `operator_${randomBytes(4).toString("hex")}`;
 const passwords = { login: "log'in\\", migrator: "mig" };
 
@@ -34,7 +35,7 @@ function urlOf(user: string, password: string): string {
 }
 
 afterAll(async () => {
-  const roles = Object.values(serviceRoles(own));
+  const roles = [own, sibling].flatMap((service) => Object.values(serviceRoles(service)));
   await asAdmin(
     database.adminUrl,
     `drop database if exists ${operator} with (force)`,
@@ -72,24 +73,15 @@ describe("ensureServiceRoles", () => {
   });
 
   it("lets no service into another's schema", async () => {
-    const client = new pg.Client({ connectionString: database.url });
-    await client.connect();
-    try {
-      await expect(client.query("select * from public.anything")).rejects.toThrow();
-      await expect(client.query("create temporary table mine ()")).rejects.toMatchObject({ code: "42501" });
-    } finally {
-      await client.end();
-    }
+    const { login } = serviceRoles(own);
+    await expect(asAdmin(urlOf(login, "new"), "create temporary table mine ()")).rejects.toMatchObject({
+      code: "42501",
+    });
     const { migrator } = serviceRoles(own);
-    await asAdmin(urlOf(operator, "op"), serviceRolesSql("mesh-test-two", passwords));
-    try {
-      await expect(
-        asAdmin(urlOf(migrator, passwords.migrator), "create table mesh_test_two.mine ()"),
-      ).rejects.toMatchObject({ code: "42501" });
-    } finally {
-      const roles = Object.values(serviceRoles("mesh-test-two")).join(", ");
-      await asAdmin(urlOf(operator, "op"), `drop owned by ${roles}`, `drop role ${roles}`);
-    }
+    await asAdmin(urlOf(operator, "op"), serviceRolesSql(sibling, passwords));
+    await expect(asAdmin(urlOf(migrator, "mig"), `create table ${schemaOf(sibling)}.mine ()`)).rejects.toMatchObject({
+      code: "42501",
+    });
   });
 });
 

@@ -46,7 +46,7 @@ export function serviceRolesSql(service: string, passwords: ServicePasswords): s
 do $do$ begin
   if not exists (select from pg_roles where rolname = '${role}') then create role ${role}; end if;
 end $do$;
-alter role ${role} with ${attributes} nocreatedb nocreaterole connection limit -1;`;
+alter role ${role} with ${attributes};`;
   return `-- Roles and schema of the service ${service}.
 ${[app, ingest, system].map((role) => create(role, "nologin noinherit")).join("")}
 ${create(login, `login noinherit password ${pg.escapeLiteral(passwords.login)}`)}

@@ -21,6 +21,8 @@ export interface Runtime {
   readonly metrics: Registry;
   /** The environment, for the service's own `OCTOMESH_<SERVICE>_…` variables; read with mesh/config. */
   readonly env: Readonly<Record<string, string | undefined>>;
+  /** The mesh's trust domain: authority of the SPIFFE IDs, and `iss` of the tokens that identity signs. */
+  readonly trustDomain: string;
   /** Where users reach the mesh, without a slash at the end; default `http://localhost:8080`. */
   readonly publicUrl: string;
   /** Opens the service's database, in its own schema, with its own migrations (numbered SQL files in that folder). */

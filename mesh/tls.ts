@@ -3,12 +3,11 @@ import { chmodSync, existsSync, linkSync, mkdirSync, readFileSync, rmSync, watch
 import type { SecureClientSessionOptions, SecureServerOptions } from "node:http2";
 import { dirname, join } from "node:path";
 import type { PeerCertificate, SecureContextOptions, TLSSocket } from "node:tls";
-import "./metadata-reflection.ts";
-import * as x509 from "@peculiar/x509";
 import type { Logger } from "pino";
 import { type Clock, systemClock } from "./clock.ts";
 import { ConfigError } from "./config.ts";
 import { isServiceName, type ServiceName } from "./service-name.ts";
+import * as x509 from "./x509.ts";
 
 /** Trust domain of a deployment that names none. */
 export const defaultTrustDomain = "octomesh.internal";

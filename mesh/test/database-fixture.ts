@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import pg from "pg";
 import pino from "pino";
-import { afterAll, inject } from "vitest";
+import { afterAll, expect, inject, onTestFinished } from "vitest";
 import { type Call, createAuditDraft } from "../call.ts";
 import { type Database, type DatabaseOptions, openDatabase } from "../database.ts";
 import { migrate } from "../migrations.ts";
@@ -27,8 +27,8 @@ const runtimeFiles = [new URL("../migrations/", import.meta.url), new URL("../mi
 
 /**
  * Opens a database of its own for this test file: a copy of a template that is migrated once per run and set of
- * migrations. Call it at the top level of the file (`const database = await openTestDatabase<DB>({ … })`) or in
- * `beforeAll`; it closes itself when the file ends, and the server goes with the run.
+ * migrations. Call it at the top level of the file (`const database = await openTestDatabase<DB>({ … })`) or in a test;
+ * it closes itself when the file or the test ends, and the server goes with the run. In a hook, close it yourself.
  */
 export async function openTestDatabase<DB>(options: {
   service: string;
@@ -104,7 +104,7 @@ export async function openTestDatabase<DB>(options: {
       return closing;
     },
   };
-  afterAll(() => database.close());
+  atEnd(() => database.close());
   return database;
 }
 
@@ -130,12 +130,18 @@ export function testCall(orgId: string, action = "tests.change"): Call {
   };
 }
 
-/** Writes a folder of migrations for a test and answers its path; removed when the file ends. */
+/** Writes a folder of migrations for a test and answers its path; removed when the file, or the test, ends. */
 export async function writeMigrations(files: Record<string, string>): Promise<string> {
   const folder = await mkdtemp(join(tmpdir(), "octomesh-test-migrations-"));
   for (const [name, sql] of Object.entries(files)) await writeFile(join(folder, name), sql);
-  afterAll(() => rm(folder, { recursive: true, force: true }));
+  atEnd(() => rm(folder, { recursive: true, force: true }));
   return folder;
+}
+
+/** Cleans up after the running test, or after the file when none runs yet. */
+function atEnd(clean: () => Promise<void>): void {
+  if (expect.getState().currentTestName === undefined) afterAll(clean);
+  else onTestFinished(clean);
 }
 
 async function digestOf(migrations: URL | string): Promise<string> {
