@@ -1,21 +1,23 @@
 import { Redis } from "ioredis";
 import type { Logger } from "pino";
-import { Gauge, type Registry } from "prom-client";
-import { RateLimiterMemory, RateLimiterRedis } from "rate-limiter-flexible";
-import type { Clock } from "./clock.ts";
+import { Counter, Gauge, type Registry } from "prom-client";
+import { type Clock, systemClock } from "./clock.ts";
+import {
+  createMemoryWindows,
+  createRedisWindows,
+  type Limit,
+  type SlidingWindows,
+  type Take,
+} from "./sliding-window.ts";
 
-/** How many points a key may take in any window. */
-export interface Limit {
-  readonly points: number;
-  readonly windowMs: number;
-}
+export type { Limit } from "./sliding-window.ts";
 
 /** What a limit said. */
 export interface RateLimitResult {
   readonly allowed: boolean;
   readonly limit: number;
   readonly remaining: number;
-  /** Until the whole limit is free again. */
+  /** Until the whole limit is free again if nothing more is taken. */
   readonly resetMs: number;
   /** When to try again; 0 where the call was allowed. */
   readonly retryAfterMs: number;
@@ -23,7 +25,10 @@ export interface RateLimitResult {
 
 /** Counts what keys take of a surface's limit. */
 export interface RateLimiter {
-  /** Takes points (1 by default), or says when there will be some. With 0 points it only looks. */
+  /**
+   * Takes points (1 by default), or says when there will be some; a refused take counts nothing. With 0 points it only
+   * looks whether 1 would be allowed. Never fails for want of Redis. Throws for a surface without a limit.
+   */
   take(surface: string, key: string, points?: number): Promise<RateLimitResult>;
   close(): Promise<void>;
 }
@@ -33,117 +38,117 @@ export interface RateLimiterOptions {
   readonly limits: Readonly<Record<string, Limit>>;
   /** `redis://` or `rediss://`; counters are this process's memory if not given. */
   readonly redisUrl?: string;
+  /** With a clock other than the system's, which is a test's, Redis is told the time instead of using its own. */
   readonly clock: Clock;
   readonly log: Logger;
   readonly metrics?: Registry;
 }
 
-type Counter = RateLimiterMemory | RateLimiterRedis;
+/** How long Redis may take for an answer before memory counts instead. */
+const answerTimeoutMs = 250;
+/** How long after a failure Redis is left alone, so that calls do not all wait for it. */
+const restMs = 1000;
 
 /**
- * Opens a limiter with sliding windows: a key's count is what it took in the current window of the clock, plus what it
- * took in the one before, weighted by how much of that is still within reach. A call counts itself before it is judged
- * and gives its points back if it is refused, so N replicas on one Redis accept no more than one would. With Redis away
- * each replica counts in its own memory, and `octomesh_rate_limit_degraded` is 1.
+ * Opens a limiter with sliding windows (`sliding-window.ts`): exact in memory, and exact over all replicas on Redis.
+ * With Redis away each replica's memory applies the whole limit, and `octomesh_rate_limit_degraded` is 1.
  *
- * The weighting assumes that calls of the window before were spread evenly; the error is a few percent of the limit.
+ * The windows are our own: rate-limiter-flexible counts in fixed windows, in which a caller gets twice its limit around
+ * the end of one, and two weighted fixed windows still let half as much again through a burst at the end of the first.
  */
 export function createRateLimiter(options: RateLimiterOptions): RateLimiter {
-  const { clock, log } = options;
-  const degraded = options.metrics && degradedGauge(options.metrics);
-  const redis =
-    options.redisUrl === undefined ? undefined : connect(options.redisUrl, log, (away) => degraded?.set(away));
-  const counters = new Map<string, Counter>();
-  for (const [surface, { windowMs }] of Object.entries(options.limits)) {
-    // Two windows' life, so that the window before is there to be looked at; the limit itself is applied here.
-    const shape = {
-      points: Number.MAX_SAFE_INTEGER,
-      duration: Math.ceil((2 * windowMs) / 1000),
-      keyPrefix: `limit:${surface}`,
-    };
-    const memory = new RateLimiterMemory(shape);
-    counters.set(
-      surface,
-      redis === undefined ? memory : new RateLimiterRedis({ ...shape, storeClient: redis, insuranceLimiter: memory }),
-    );
-  }
+  const { clock } = options;
+  const memory = createMemoryWindows(() => clock.now());
+  const redis = options.redisUrl === undefined ? undefined : connect(options.redisUrl, options);
+  const refused = options.metrics && refusedCounter(options.metrics);
 
   return {
     async take(surface, key, points = 1) {
-      const limit = options.limits[surface];
-      const counter = counters.get(surface);
-      if (limit === undefined || counter === undefined) throw new Error(`no rate limit is configured for ${surface}`);
-      const now = clock.now();
-      const window = Math.floor(now / limit.windowMs);
-      const passed = (now % limit.windowMs) / limit.windowMs;
-      const [before, current] = await Promise.all([
-        counter.get(`${key}:${window - 1}`),
-        points === 0 ? counter.get(`${key}:${window}`) : counter.penalty(`${key}:${window}`, points),
-      ]);
-      const taken = { before: before?.consumedPoints ?? 0, current: current?.consumedPoints ?? 0 };
-      const counted = taken.current + taken.before * (1 - passed);
-      const allowed = points === 0 ? counted < limit.points : counted <= limit.points;
-      if (!allowed && points > 0) {
-        await counter.reward(`${key}:${window}`, points);
-        taken.current -= points;
-      }
-      const estimate = taken.current + taken.before * (1 - passed);
+      const limit = Object.hasOwn(options.limits, surface) ? options.limits[surface] : undefined;
+      if (limit === undefined) throw new Error(`no rate limit is configured for ${surface}`);
+      const name = `${surface}:${key}`;
+      const take = (await redis?.take(name, limit, points)) ?? (await memory.take(name, limit, points));
+      if (!take.allowed) refused?.inc({ surface });
       return {
-        allowed,
+        allowed: take.allowed,
         limit: limit.points,
-        remaining: Math.max(0, Math.floor(limit.points - estimate)),
-        resetMs: limit.windowMs * (taken.current > 0 ? 2 - passed : 1 - passed),
-        retryAfterMs: allowed ? 0 : waitFor(limit, taken, passed, Math.max(1, points)),
+        remaining: Math.max(0, limit.points - take.taken),
+        resetMs: take.resetMs,
+        retryAfterMs: take.retryAfterMs,
       };
     },
     async close() {
-      redis?.disconnect();
+      redis?.close();
     },
   };
 }
 
-/** How long until `points` more fit: in this window, as the one before fades, or in the next, as this one does. */
-export function waitFor(
-  limit: Limit,
-  taken: { before: number; current: number },
-  passed: number,
-  points: number,
-): number {
-  const room = limit.points - points - taken.current;
-  if (room >= 0 && taken.before > 0) {
-    const needed = 1 - room / taken.before;
-    if (needed <= 1) return Math.max(1, Math.ceil((needed - passed) * limit.windowMs));
-  }
-  const intoNext = taken.current === 0 ? 0 : Math.max(0, 1 - (limit.points - points) / taken.current);
-  return Math.max(1, Math.ceil((1 - passed + intoNext) * limit.windowMs));
+/** Redis as long as it answers; undefined while it does not. */
+interface InsuredRedis {
+  take(...take: Parameters<SlidingWindows["take"]>): Promise<Take | undefined>;
+  close(): void;
 }
 
-function connect(url: string, log: Logger, onAway: (away: 0 | 1) => void): Redis {
+function connect(url: string, { log, clock, metrics }: RateLimiterOptions): InsuredRedis {
   const redis = new Redis(url, {
     enableOfflineQueue: false,
-    maxRetriesPerRequest: 1,
+    enableAutoPipelining: true,
+    maxRetriesPerRequest: 0,
     connectTimeout: 2000,
-    commandTimeout: 500,
+    commandTimeout: answerTimeoutMs,
     retryStrategy: (attempt) => Math.min(2000, 50 * 2 ** Math.min(attempt, 6)),
   });
+  const windows = createRedisWindows(redis, clock === systemClock ? undefined : () => clock.now());
+  const degraded = metrics && degradedGauge(metrics);
+  // Until the first connection is there, memory counts, which is as it should be and needs no warning.
+  degraded?.set(1);
   let isAway = false;
-  redis.on("error", (error) => {
-    if (!isAway) log.warn({ err: error }, "redis is away: rate limits count in memory");
+  let restUntil = 0;
+  const away = (error: unknown): void => {
+    if (!isAway) log.warn({ err: error }, "redis is away: rate limits count in this replica's memory");
     isAway = true;
-    onAway(1);
-  });
-  redis.on("ready", () => {
-    if (isAway) log.info("redis is back");
+    degraded?.set(1);
+  };
+  const back = (): void => {
+    if (isAway) log.info("redis is back: rate limits count over all replicas");
     isAway = false;
-    onAway(0);
+    degraded?.set(0);
+  };
+  redis.on("error", away);
+  redis.on("ready", () => {
+    restUntil = 0;
+    back();
   });
-  return redis;
+  return {
+    async take(...take) {
+      if (redis.status !== "ready" || performance.now() < restUntil) return undefined;
+      try {
+        const result = await windows.take(...take);
+        back();
+        return result;
+      } catch (error) {
+        restUntil = performance.now() + restMs;
+        away(error);
+        return undefined;
+      }
+    },
+    close: () => redis.disconnect(),
+  };
 }
 
 function degradedGauge(registry: Registry): Gauge {
   return new Gauge({
     name: "octomesh_rate_limit_degraded",
     help: "1 while rate limits count in this replica's memory because Redis is away",
+    registers: [registry],
+  });
+}
+
+function refusedCounter(registry: Registry): Counter<"surface"> {
+  return new Counter({
+    name: "octomesh_rate_limited_total",
+    help: "Takes that a rate limit refused, by surface",
+    labelNames: ["surface"],
     registers: [registry],
   });
 }

@@ -1,0 +1,69 @@
+import type { ServiceImpl } from "@connectrpc/connect";
+import { callOf } from "@octomesh/mesh/call-context";
+import type { Clock } from "@octomesh/mesh/clock";
+import { fail, Reason } from "@octomesh/mesh/errors";
+import type { TelemetryService } from "@octomesh/proto/octomesh/telemetry/v1/telemetry_service_pb";
+import { checkBatch } from "../batch-check.ts";
+import { placeReport } from "../cohort.ts";
+import type { MeasureWindow } from "../measure-window.ts";
+import type { TelemetryMetrics } from "../metrics.ts";
+import type { RolloutDefinitions } from "../rollout-definitions.ts";
+import { rollUp } from "../rollups.ts";
+import type { Batch, BatchOutcome } from "../store.ts";
+
+/** What taking reports needs. */
+export interface ReportDeps {
+  readonly definitions: RolloutDefinitions;
+  readonly window: MeasureWindow;
+  readonly clock: Clock;
+  readonly metrics: TelemetryMetrics;
+  /** Stores a batch with others; settles when it is durable. */
+  submit(batch: Batch): Promise<BatchOutcome>;
+}
+
+/** Takes batches of reports, each once. */
+export function reportRoutes(deps: ReportDeps): Pick<ServiceImpl<typeof TelemetryService>, "reportTelemetry"> {
+  const { definitions, window, clock, metrics } = deps;
+  return {
+    async reportTelemetry(request, context) {
+      const { orgId, caller } = callOf(context);
+      if (!definitions.caughtUp) {
+        throw fail(
+          Reason.DEPENDENCY_UNAVAILABLE,
+          "the rollouts are not known yet, and with them where reports belong: try again",
+          {},
+          { retryAfterMs: 1000 },
+        );
+      }
+      const droppedFields = checkBatch(request, orgId, definitions.ownerOf);
+      const receiveMs = clock.now();
+      const { rollups, accepted } = rollUp(request.reports, {
+        orgId,
+        deviceId: caller.id,
+        receiveMs,
+        window,
+        place: (subject) => placeReport(subject, definitions.of(orgId, subject.modelId)),
+      });
+      const { bootId, sequence } = request;
+      const deviceId = caller.id;
+      const outcome = await deps.submit({
+        orgId,
+        deviceId,
+        bootId,
+        sequence,
+        receiveMs,
+        accepted,
+        droppedFields,
+        rollups,
+      });
+      if (outcome.duplicate) {
+        metrics.duplicate();
+      } else {
+        metrics.stored(accepted);
+        metrics.leftOut(request.reports.length - accepted);
+        metrics.dropped(droppedFields);
+      }
+      return outcome;
+    },
+  };
+}

@@ -1,0 +1,4 @@
+import { runService } from "@octomesh/mesh/main";
+import { createService } from "./service.ts";
+
+await runService("verdict", createService);
