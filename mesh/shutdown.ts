@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import type { Logger } from "pino";
 
 /** Ends what a process opened, in the reverse order of its opening. */
@@ -14,6 +15,8 @@ export interface Shutdown {
 export function createShutdown(log: Logger, partTimeoutMs = 20_000): Shutdown {
   const parts: { name: string; close: () => Promise<void> | void }[] = [];
   const controller = new AbortController();
+  // Every call under way listens for the shutdown.
+  setMaxListeners(0, controller.signal);
   let running: Promise<void> | undefined;
   return {
     signal: controller.signal,
