@@ -1,5 +1,4 @@
 import { isLoopbackHost } from "@octomesh/mesh/cidr";
-import type { EmbeddedPostgres } from "@octomesh/mesh/embedded-postgres";
 import { listenPlain } from "@octomesh/mesh/listen";
 import { createLogger } from "@octomesh/mesh/log";
 import { createOrigin } from "@octomesh/mesh/origin";
@@ -15,6 +14,7 @@ import { createService as createIdentity } from "../services/identity/service.ts
 import { createService as createRollout } from "../services/rollout/service.ts";
 import { createService as createTelemetry } from "../services/telemetry/service.ts";
 import { createService as createVerdict } from "../services/verdict/service.ts";
+import type { PostgresUrls } from "./external-postgres.ts";
 import type { LaunchOptions } from "./options.ts";
 
 /** Where a started mesh is. */
@@ -27,8 +27,7 @@ export interface MeshAddress {
 export interface Launch {
   readonly options: LaunchOptions;
   readonly environment: Readonly<Record<string, string | undefined>>;
-  /** Undefined where DATABASE_URL names a database. */
-  readonly postgres: EmbeddedPostgres | undefined;
+  readonly postgres: PostgresUrls;
   readonly log: Logger;
   readonly shutdown: Shutdown;
 }
@@ -67,15 +66,15 @@ export async function startInOneProcess(launch: Launch): Promise<MeshAddress> {
     environment.OCTOMESH_PUBLIC_URL = `http://localhost:${listener.port}`;
   }
   const start = async (name: ServiceName): Promise<RunningService> => {
-    const urls = await postgres?.urls(name);
+    const urls = await postgres.urls(name);
     const config = readRuntimeConfig(name, environment);
     const service = await startService({
       name,
       create: creators[name],
       config: {
         ...config,
-        databaseUrl: config.databaseUrl ?? urls?.url,
-        migrationUrl: config.migrationUrl ?? urls?.migrationUrl,
+        databaseUrl: config.databaseUrl ?? urls.url,
+        migrationUrl: config.migrationUrl ?? urls.migrationUrl,
         ports: options.ephemeralPorts ? { mesh: 0, public: 0, admin: 0 } : config.ports,
       },
       environment,
@@ -116,6 +115,8 @@ export function publicUrlOf({ options, environment }: Launch): string | undefine
 export function serviceEnvironment(launch: Launch, publicUrl: string | undefined): Record<string, string> {
   const environment: Record<string, string> = {};
   for (const [name, value] of Object.entries(launch.environment)) if (value !== undefined) environment[name] = value;
+  // The launcher's own way into the database is none of the services'.
+  delete environment.DATABASE_URL;
   environment.OCTOMESH_STATE_DIR = launch.options.stateDir;
   environment.OCTOMESH_LOG_LEVEL ??= "warn";
   if (publicUrl !== undefined) environment.OCTOMESH_PUBLIC_URL = publicUrl;

@@ -46,11 +46,9 @@ export async function startProcesses(launch: Launch): Promise<MeshAddress> {
     environment[`${own}_MESH_PORT`] = String(mesh);
     environment[`${own}_PUBLIC_PORT`] = String(publicPort);
     environment[`${own}_ADMIN_PORT`] = String(admin);
-    if (postgres !== undefined) {
-      const urls = await postgres.urls(name);
-      environment[`${own}_DATABASE_URL`] = urls.url;
-      environment[`${own}_MIGRATION_URL`] = urls.migrationUrl;
-    }
+    const urls = await postgres.urls(name);
+    environment[`${own}_DATABASE_URL`] ??= urls.url;
+    environment[`${own}_MIGRATION_URL`] ??= urls.migrationUrl;
   }
   const children = new Map<ServiceName, ChildProcess>();
   shutdown.add("services", async () => {

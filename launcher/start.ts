@@ -3,6 +3,7 @@ import { join, relative, resolve } from "node:path";
 import { startEmbeddedPostgres } from "@octomesh/mesh/embedded-postgres";
 import { createLogger } from "@octomesh/mesh/log";
 import { createShutdown, handleSignals } from "@octomesh/mesh/shutdown";
+import { openExternalPostgres, type PostgresUrls } from "./external-postgres.ts";
 import { type MeshAddress, startInOneProcess } from "./one-process.ts";
 import { readLaunchOptions, usage } from "./options.ts";
 import { startProcesses } from "./processes.ts";
@@ -24,8 +25,7 @@ try {
   }
   handleSignals(shutdown, log);
   const stateDir = resolve(options.stateDir);
-  const postgres = environment.DATABASE_URL === undefined ? await startEmbeddedPostgres({ stateDir, log }) : undefined;
-  if (postgres !== undefined) shutdown.add("postgres", () => postgres.stop());
+  const postgres = await openPostgres(stateDir);
   const start = options.processes ? startProcesses : startInOneProcess;
   const address = await start({ options: { ...options, stateDir }, environment, postgres, log, shutdown });
   announce(address, stateDir);
@@ -34,6 +34,15 @@ try {
   log.debug({ err: error }, "the start failed");
   await shutdown.run("the start failed");
   process.exit(1);
+}
+
+/** The embedded server, or the one that DATABASE_URL names. */
+async function openPostgres(stateDir: string): Promise<PostgresUrls> {
+  const url = environment.DATABASE_URL;
+  if (url) return openExternalPostgres({ url, stateDir, production: environment.OCTOMESH_PRODUCTION === "true" });
+  const embedded = await startEmbeddedPostgres({ stateDir, log });
+  shutdown.add("postgres", () => embedded.stop());
+  return embedded;
 }
 
 /** Tells people where things are, and programs too if they asked (`OCTOMESH_READY_JSON=1`). */

@@ -1,3 +1,4 @@
+import { isIP } from "node:net";
 import ipaddr from "ipaddr.js";
 
 /** A set of networks. */
@@ -8,36 +9,62 @@ export interface CidrList {
 }
 
 /** Reads addresses and CIDR blocks, separated by commas or spaces; undefined if one of them is neither. */
-export function parseCidrList(text: string): CidrList | undefined;
 export function parseCidrList(text: ""): CidrList;
+export function parseCidrList(text: string): CidrList | undefined;
 export function parseCidrList(text: string): CidrList | undefined {
-  const blocks: [ipaddr.IPv4 | ipaddr.IPv6, number][] = [];
+  const blocks: Block[] = [];
   for (const part of text.split(/[\s,]+/).filter((each) => each !== "")) {
-    if (ipaddr.isValidCIDR(part)) blocks.push(ipaddr.parseCIDR(part));
-    else if (ipaddr.isValid(part)) {
-      const address = ipaddr.parse(part);
-      blocks.push([address, address.kind() === "ipv4" ? 32 : 128]);
-    } else return undefined;
+    const block = parseBlock(part);
+    if (block === undefined) return undefined;
+    blocks.push(block);
   }
   return {
     size: blocks.length,
     includes(address) {
-      if (!ipaddr.isValid(address)) return false;
+      if (isIP(address) === 0) return false;
       const parsed = ipaddr.process(address);
       return blocks.some(([block, bits]) => block.kind() === parsed.kind() && parsed.match(block, bits));
     },
   };
 }
 
-/** An address in its shortest form, IPv4 where it is IPv4 mapped into IPv6; undefined for what is no address. */
+type Block = [ipaddr.IPv4 | ipaddr.IPv6, number];
+
+/** Only full addresses: other readers take `10`, `127.1` or `0x7f.1` for one, and not all for the same. */
+function parseBlock(text: string): Block | undefined {
+  const [address = "", length, ...more] = text.split("/");
+  const version = isIP(address);
+  if (version === 0 || address.includes("%") || more.length > 0) return undefined;
+  if (length !== undefined && !/^\d{1,3}$/.test(length)) return undefined;
+  const bits = version === 4 ? 32 : 128;
+  const prefix = length === undefined ? bits : Number(length);
+  if (prefix > bits) return undefined;
+  const parsed = ipaddr.parse(address);
+  if (parsed instanceof ipaddr.IPv6 && parsed.isIPv4MappedAddress() && prefix >= 96) {
+    return [parsed.toIPv4Address(), prefix - 96];
+  }
+  return [parsed, prefix];
+}
+
+/** An address in its shortest form, IPv4 where it is IPv4 mapped into IPv6; undefined for what is no full address. */
 export function normalizeAddress(address: string): string | undefined {
   const bare = address.replace(/%.*$/, "");
-  return ipaddr.isValid(bare) ? ipaddr.process(bare).toString() : undefined;
+  return isIP(bare) === 0 ? undefined : ipaddr.process(bare).toString();
+}
+
+/**
+ * What limits by address count: an IPv4 address itself, of an IPv6 address the /64 that one subscriber has for itself.
+ * Anything else is given back as it is.
+ */
+export function addressBlockOf(address: string): string {
+  const normal = normalizeAddress(address);
+  if (normal === undefined || isIP(normal) === 4) return normal ?? address;
+  return `${ipaddr.IPv6.networkAddressFromCIDR(`${normal}/64`).toString()}/64`;
 }
 
 /** Whether a host to listen on or to call is this machine alone: `localhost`, 127.0.0.0/8 or ::1. */
 export function isLoopbackHost(host: string): boolean {
   if (host === "localhost") return true;
   const bare = host.replace(/^\[(.*)\]$/, "$1");
-  return ipaddr.isValid(bare) && ipaddr.process(bare).range() === "loopback";
+  return isIP(bare) !== 0 && ipaddr.process(bare).range() === "loopback";
 }

@@ -106,6 +106,10 @@ function mark(sibling: ServiceName): Interceptor {
       return await next(request);
     } catch (error) {
       const connectError = ConnectError.from(error);
+      // What carried the sibling's answer (content-type, grpc-status …) is not for the headers of ours.
+      for (const name of [...connectError.metadata.keys()]) {
+        if (name !== "retry-after") connectError.metadata.delete(name);
+      }
       markDownstream(connectError, { service: sibling, delegated });
       throw connectError;
     }

@@ -1,4 +1,4 @@
-import { readFileSync, statSync } from "node:fs";
+import { accessSync, constants, readFileSync, statSync } from "node:fs";
 import { type CidrList, parseCidrList } from "./cidr.ts";
 import { parseDuration } from "./duration.ts";
 
@@ -103,6 +103,26 @@ export function list(): Reader<readonly string[]> {
   });
 }
 
+/** One of the given words, as they are written. */
+export function oneOf<const T extends string>(words: readonly T[], fallback?: T): Reader<T> {
+  return parsed(`one of ${words.join(", ")}`, fallback, (value) => words.find((word) => word === value));
+}
+
+/** The path of a file that can be read, undefined if not given. */
+export function optionalFile(): Reader<string | undefined> {
+  return (name, environment) => {
+    const file = environment[name];
+    if (!file) return { value: undefined };
+    try {
+      if (!statSync(file).isFile()) return { problem: `is ${JSON.stringify(file)}: a file is expected` };
+      accessSync(file, constants.R_OK);
+      return { value: file };
+    } catch (error) {
+      return { problem: `is ${JSON.stringify(file)}: a file that can be read is expected (${codeOf(error)})` };
+    }
+  };
+}
+
 /**
  * A secret from the variable, or from the file that `<NAME>_FILE` names (its end-of-line left out). Undefined if neither
  * is given. Problems never show the value.
@@ -111,12 +131,13 @@ export function secret(): Reader<string | undefined> {
   return (name, environment) => {
     const value = environment[name];
     const file = environment[`${name}_FILE`];
-    if (value && file) return { problem: `and ${name}_FILE are both set: give one` };
+    if (value && file) return { problem: `and ${name}_FILE are both set: one of them is expected` };
     if (value) return { value };
     if (!file) return { value: undefined };
     try {
       if (statSync(file).size > 65_536) return { problem: `_FILE: ${file} is larger than a secret can be` };
-      return { value: readFileSync(file, "utf8").replace(/\r?\n$/, "") };
+      const content = readFileSync(file, "utf8").replace(/\r?\n$/, "");
+      return content === "" ? { problem: `_FILE: ${file} is empty` } : { value: content };
     } catch (error) {
       return { problem: `_FILE: ${file} cannot be read (${codeOf(error)})` };
     }
@@ -130,9 +151,14 @@ function parsed<T>(expected: string, fallback: T | undefined, parse: (value: str
       return fallback === undefined ? { problem: `is not set: ${expected} is expected` } : { value: fallback };
     }
     const result = parse(value);
-    if (result === undefined) return { problem: `is ${JSON.stringify(value.slice(0, 80))}: ${expected} is expected` };
+    if (result === undefined) return { problem: `is ${shown(value)}: ${expected} is expected` };
     return { value: result };
   };
+}
+
+/** A value as an error may show it: short, and without the password of a URL. */
+function shown(value: string): string {
+  return JSON.stringify(value.replace(/\/\/[^/\s]*@/g, "//[redacted]@").slice(0, 80));
 }
 
 function codeOf(error: unknown): string {

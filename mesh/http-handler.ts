@@ -17,6 +17,7 @@ import { problemOf } from "./problem.ts";
 import { limitHeaders } from "./ratelimit-headers.ts";
 import { messageOfParams, type RestMatch, type RestRouter, toRequestJson } from "./rest.ts";
 import type { HttpRequest, HttpResponse, HttpRoute } from "./service.ts";
+import { refuseUnknownKeys } from "./unknown-json-keys.ts";
 
 /** Answers one HTTP request; false if it is none of this handler's, and then nothing was written. */
 export type HttpHandler = (request: HttpRequest, response: HttpResponse) => boolean;
@@ -152,6 +153,7 @@ async function serveRest(
     const query = new URLSearchParams((request.url ?? "").slice(path.length + 1));
     const body = match.binding.body === "" ? undefined : await readJson(request);
     const json = toRequestJson(match.binding, match.params, query, body);
+    refuseUnknownKeys(match.binding.method.input, json);
     await transcode(handler, match, json, header, isHead, request, response, options);
   } catch (error) {
     const name = path.slice(0, 128);

@@ -10,29 +10,37 @@ export interface LoggerOptions {
   readonly destination?: DestinationStream;
 }
 
+/** No word boundary is asked for before a token: in JSON a line break before it ends in a letter. */
 const secretToken =
-  /\bedg_[a-z]{1,16}_[0-9A-Za-z]{8,64}\b|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{8,}\b|\boctet_(?:live|test)_[\w.-]{8,}/g;
-const secretUrl = /\b(postgres(?:ql)?|rediss?):\/\/[^@\s/]*@/g;
+  /edg_[a-z]{1,16}_[0-9A-Za-z]{8,}|eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?|octet_(?:live|test)_[\w.-]{8,}/g;
+const secretScheme = /\b(bearer|basic|dpop) +[\w.~+/=-]{8,}/gi;
+const secretUrl = /\b([a-z][a-z0-9+.-]*):\/\/[^@\s/"\\]+@/gi;
+
+/** Fields that are not written, wherever they stand in the first two levels of what is logged. */
+const secretFields = [
+  "authorization",
+  "proxy-authorization",
+  "cookie",
+  "set-cookie",
+  "x-api-key",
+  "octomesh-delegate",
+  "dpop",
+  "password",
+  "secret",
+  "token",
+  "refresh_token",
+  "private_key",
+];
 
 /** Opens a log in which no token, password in a URL, or secret header appears, wherever it stands. */
 export function createLogger(options: LoggerOptions): Logger {
-  const destination = options.destination ?? (options.pretty === true ? prettyDestination() : undefined);
+  const target = options.destination ?? (options.pretty === true ? process.stdout : undefined);
+  const destination = options.pretty === true && target !== undefined ? prettyDestination(target) : target;
   return pino(
     {
       level: options.level ?? "info",
       base: { service: options.service },
-      redact: {
-        paths: [
-          "authorization",
-          "cookie",
-          "*.authorization",
-          "*.cookie",
-          "headers['x-api-key']",
-          "password",
-          "*.password",
-        ],
-        censor: "[redacted]",
-      },
+      redact: { paths: secretFields.flatMap(pathsOf), censor: "[redacted]" },
       serializers: { err: stdSerializers.err },
       hooks: { streamWrite: redactText },
     },
@@ -40,9 +48,16 @@ export function createLogger(options: LoggerOptions): Logger {
   );
 }
 
+function pathsOf(field: string): string[] {
+  return [`["${field}"]`, `*["${field}"]`, `*.headers["${field}"]`];
+}
+
 /** Replaces whatever looks like a credential. */
 export function redactText(text: string): string {
-  return text.replace(secretToken, "[redacted]").replace(secretUrl, "$1://[redacted]@");
+  return text
+    .replace(secretToken, "[redacted]")
+    .replace(secretScheme, "$1 [redacted]")
+    .replace(secretUrl, "$1://[redacted]@");
 }
 
 const levels: Readonly<Record<number, string>> = {
@@ -54,13 +69,15 @@ const levels: Readonly<Record<number, string>> = {
   60: "fatal",
 };
 
-function prettyDestination(): DestinationStream {
-  return {
-    write(line: string) {
-      process.stdout.write(`${formatLine(line)}\n`);
-    },
-  };
+function prettyDestination(target: DestinationStream): DestinationStream {
+  return { write: (line) => target.write(`${formatLine(line)}\n`) };
 }
+
+/** Text that needs no quotes to be told from what is around it. */
+const plain = /^[\w.:/@+-]+$/;
+/** What would move the cursor or change the terminal, left out of text for people. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what it is about
+const controls = /[\u0000-\u0009\u000b-\u001f\u007f-\u009f]/g;
 
 function formatLine(line: string): string {
   let record: Record<string, unknown>;
@@ -72,10 +89,11 @@ function formatLine(line: string): string {
   const { level, time, service, msg, pid: _pid, hostname: _host, err, ...rest } = record;
   const clock = new Date(Number(time)).toISOString().slice(11, 23);
   const facts = Object.entries(rest)
-    .map(([key, value]) => `${key}=${typeof value === "string" ? value : JSON.stringify(value)}`)
+    .map(([key, value]) => `${key}=${typeof value === "string" && plain.test(value) ? value : JSON.stringify(value)}`)
     .join(" ");
   const failure = err !== undefined && err !== null ? ` ${describe(err)}` : "";
-  return `${clock} ${(levels[Number(level)] ?? "").padEnd(5)} ${String(service).padEnd(15)} ${String(msg ?? "")} ${facts}${failure}`.trimEnd();
+  const text = `${clock} ${(levels[Number(level)] ?? "").padEnd(5)} ${String(service).padEnd(15)} ${String(msg ?? "")} ${facts}${failure}`;
+  return text.replace(controls, "").trimEnd();
 }
 
 function describe(err: unknown): string {

@@ -46,11 +46,11 @@ export function mintToken(prefix: TokenPrefix, random: (size: number) => Buffer 
 }
 
 /**
- * Derives the token that a key and a name always give: HMAC-SHA-256, so that a successor can be returned again without
+ * Derives the token that a key, a prefix and a name always give: HMAC-SHA-256, so that a successor can be returned again without
  * having been stored (DESIGN 8.15). 43 base62 characters, 256 bits.
  */
 export function deriveToken(prefix: TokenPrefix, key: Uint8Array, info: string): string {
-  const mac = createHmac("sha256", key).update(info, "utf8").digest("hex");
+  const mac = createHmac("sha256", key).update(`${prefix}${info}`, "utf8").digest("hex");
   let number = BigInt(`0x${mac}`);
   let body = "";
   while (body.length < 43) {

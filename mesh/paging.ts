@@ -16,7 +16,7 @@ export interface PageRequest {
 export interface Pager {
   /** How many to return, and the key of the last item before (undefined for the first page). Throws PAGE_TOKEN_INVALID. */
   read(request: PageRequest): { limit: number; after: readonly string[] | undefined };
-  /** The token of the page after the item with this key. */
+  /** The token of the page after the item with this key, in which the key can be read but not changed. */
   next(request: PageRequest, last: readonly string[]): string;
 }
 
@@ -24,6 +24,9 @@ export interface Pager {
 export const defaultPageSize = 100;
 /** Page size at most; greater ones are brought down to it (AIP-158). */
 export const maxPageSize = 1000;
+
+/** Characters of a token at most, as in the contract. */
+const maxTokenLength = 1024;
 
 /** Opens a pager whose tokens nobody can make without the key. */
 export function createPager(key: Uint8Array): Pager {
@@ -37,8 +40,9 @@ export function createPager(key: Uint8Array): Pager {
       const limit = request.pageSize <= 0 ? defaultPageSize : Math.min(request.pageSize, maxPageSize);
       if (request.pageToken === "") return { limit, after: undefined };
       const invalid = fail(Reason.PAGE_TOKEN_INVALID, "the page token is not one of this list's", {});
-      const [body, sum] = request.pageToken.split(".");
-      if (body === undefined || sum === undefined) throw invalid;
+      if (request.pageToken.length > maxTokenLength) throw invalid;
+      const [body, sum, ...more] = request.pageToken.split(".");
+      if (body === undefined || sum === undefined || more.length > 0) throw invalid;
       let last: unknown;
       try {
         last = JSON.parse(Buffer.from(body, "base64url").toString("utf8"));

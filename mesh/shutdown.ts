@@ -13,55 +13,74 @@ export interface Shutdown {
 
 /** Opens a shutdown. One part that fails or hangs longer than `partTimeoutMs` does not keep the others. */
 export function createShutdown(log: Logger, partTimeoutMs = 20_000): Shutdown {
-  const parts: { name: string; close: () => Promise<void> | void }[] = [];
+  const parts: Part[] = [];
   const controller = new AbortController();
   // Every call under way listens for the shutdown.
   setMaxListeners(0, controller.signal);
   let running: Promise<void> | undefined;
+  let isOver = false;
+
+  const end = async ({ name, close }: Part): Promise<void> => {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => reject(new Error(`${name} did not end in time`)), partTimeoutMs);
+    });
+    try {
+      await Promise.race([Promise.resolve(close()), late]);
+    } catch (error) {
+      log.error({ err: error, part: name }, "part failed to end");
+    } finally {
+      clearTimeout(timer);
+    }
+  };
+
   return {
     signal: controller.signal,
     add(name, close) {
       parts.push({ name, close });
+      // What a start that was overtaken by the shutdown still opened.
+      if (isOver) for (const part of parts.splice(0)) void end(part);
     },
     run(reason) {
       running ??= (async () => {
         log.debug({ reason }, "shutting down");
         controller.abort();
-        for (const { name, close } of parts.reverse()) {
-          let timer: NodeJS.Timeout | undefined;
-          const late = new Promise<never>((_, reject) => {
-            timer = setTimeout(() => reject(new Error(`${name} did not end in time`)), partTimeoutMs);
-          });
-          try {
-            await Promise.race([Promise.resolve(close()), late]);
-          } catch (error) {
-            log.error({ err: error, part: name }, "part failed to end");
-          } finally {
-            clearTimeout(timer);
-          }
-        }
+        for (let part = parts.pop(); part !== undefined; part = parts.pop()) await end(part);
+        isOver = true;
       })();
       return running;
     },
   };
 }
 
+interface Part {
+  readonly name: string;
+  readonly close: () => Promise<void> | void;
+}
+
 /**
- * Ends the process by signal: SIGINT and SIGTERM shut down in order and exit 0, a second one exits at once with 130. An
- * exception that nobody caught is logged, and the process shuts down with 1.
+ * Ends the process by signal: SIGINT and SIGTERM shut down in order and exit 0; a second one exits at once, with 130 or
+ * 143. An exception that nobody caught is logged, and the process shuts down and exits 1, as it does whatever asked first.
  */
 export function handleSignals(shutdown: Shutdown, log: Logger): void {
-  let asked = false;
+  let exitCode: number | undefined;
   const end = (reason: string, code: number): void => {
-    if (asked) process.exit(130);
-    asked = true;
+    const isFirst = exitCode === undefined;
+    exitCode = Math.max(exitCode ?? 0, code);
+    if (!isFirst) return;
     shutdown.run(reason).then(
-      () => process.exit(code),
+      () => process.exit(exitCode),
       () => process.exit(1),
     );
   };
-  process.on("SIGINT", () => end("SIGINT", 0));
-  process.on("SIGTERM", () => end("SIGTERM", 0));
+  const onSignal = (signal: "SIGINT" | "SIGTERM", forced: number): void => {
+    process.on(signal, () => {
+      if (exitCode !== undefined) process.exit(forced);
+      end(signal, 0);
+    });
+  };
+  onSignal("SIGINT", 130);
+  onSignal("SIGTERM", 143);
   process.on("uncaughtException", (error) => {
     log.fatal({ err: error }, "uncaught exception");
     end("uncaughtException", 1);

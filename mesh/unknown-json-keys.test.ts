@@ -1,6 +1,8 @@
+import type { JsonValue } from "@bufbuild/protobuf";
 import { ReportTelemetryRequestSchema } from "@octomesh/proto/octomesh/telemetry/v1/telemetry_service_pb";
 import { describe, expect, it } from "vitest";
-import { findUnknownKeys } from "./unknown-json-keys.ts";
+import { Reason, reasonOf } from "./errors.ts";
+import { findUnknownKeys, refuseUnknownKeys } from "./unknown-json-keys.ts";
 
 describe("findUnknownKeys", () => {
   it("finds nothing in what the contract knows, in either form of its names", () => {
@@ -13,7 +15,7 @@ describe("findUnknownKeys", () => {
   });
 
   it("tells where each unknown key stands, and no value", () => {
-    const json = { note: "typed text", reports: [{}, { health: { note: "typed text", "typed text": 1 } }] };
+    const json: JsonValue = { note: "typed text", reports: [{}, { health: { note: "typed text", "typed text": 1 } }] };
     expect(findUnknownKeys(ReportTelemetryRequestSchema, json)).toEqual([
       "note",
       "reports[1].health.note",
@@ -26,5 +28,16 @@ describe("findUnknownKeys", () => {
     expect(findUnknownKeys(ReportTelemetryRequestSchema, { reports: { health: 1 } })).toEqual([]);
     const many = Object.fromEntries(Array.from({ length: 10_000 }, (_, index) => [`key${index}`, index]));
     expect(findUnknownKeys(ReportTelemetryRequestSchema, many)).toHaveLength(32);
+  });
+
+  it("is what a document is refused by", () => {
+    expect(() => refuseUnknownKeys(ReportTelemetryRequestSchema, { boot_id: "b" })).not.toThrow();
+    try {
+      refuseUnknownKeys(ReportTelemetryRequestSchema, { note: "typed text" });
+      expect.unreachable();
+    } catch (error) {
+      expect(reasonOf(error)).toBe(Reason.UNKNOWN_FIELD);
+      expect(String(error)).not.toContain("typed text");
+    }
   });
 });

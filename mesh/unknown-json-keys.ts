@@ -1,4 +1,5 @@
 import type { DescField, DescMessage, JsonValue } from "@bufbuild/protobuf";
+import { fail, Reason } from "./errors.ts";
 
 /**
  * Finds the keys of a JSON document that name no field of the message it is to be read as, at any depth. Answers where
@@ -11,6 +12,14 @@ export function findUnknownKeys(schema: DescMessage, json: JsonValue): string[] 
   const found: string[] = [];
   search(schema, json, "", found);
   return found;
+}
+
+/** Refuses a JSON document with keys that name no field: UNKNOWN_FIELD, with where they stand and without values. */
+export function refuseUnknownKeys(schema: DescMessage, json: JsonValue): void {
+  const found = findUnknownKeys(schema, json);
+  if (found.length === 0) return;
+  const fields = found.slice(0, 16).join(", ");
+  throw fail(Reason.UNKNOWN_FIELD, `the contract knows no field ${fields}`, { fields });
 }
 
 const maxFound = 32;

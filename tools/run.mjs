@@ -86,6 +86,7 @@ async function check() {
     ["buf breaking", [bin("buf"), "breaking", "proto", "--against", "proto/baseline.binpb"]],
     ["docs/policy.md", [process.execPath, "tools/policy-docs.mjs", "--check"]],
     ["docs/openapi.json", [process.execPath, "tools/openapi.mjs", "--check"]],
+    ["docs/configuration.md", [process.execPath, "--import", "tsx", "tools/configuration-docs.ts", "--check"]],
   ];
   let failed = 0;
   for (const [name, [file, ...rest]] of steps) {

@@ -46,7 +46,8 @@ export function openNarrator(terminal: Terminal): Narrator {
     say: (text) => line(`   ${text}`),
     command: (text) => line(`   ${paint.cyan(`$ ${withoutSecrets(text)}`)}`),
     output(text) {
-      for (const row of withoutSecrets(text).trimEnd().split("\n")) if (row.trim() !== "") line(paint.dim(`     ${row}`));
+      for (const row of withoutSecrets(text).trimEnd().split("\n"))
+        if (row.trim() !== "") line(paint.dim(`     ${row}`));
     },
     verdict: (ok, text) => line(`   ${ok ? paint.green("✓") : paint.red("✗")} ${ok ? text : paint.red(text)}`),
     print: line,

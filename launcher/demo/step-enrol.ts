@@ -1,6 +1,6 @@
 import { createFleet, type FleetDevice } from "@octomesh/cli/fleet/fleet";
 import { BootstrapToken_Kind } from "@octomesh/proto/octomesh/identity/v1/bootstrap_token_pb";
-import { createDeviceClient, type HttpClient, isReason, memoryStore } from "@octomesh/sdk";
+import { createDeviceClient, type HttpClient, memoryStore, reasonOf } from "@octomesh/sdk";
 import { waitUntil } from "./wait-until.ts";
 import { provided, type World } from "./world.ts";
 
@@ -39,7 +39,8 @@ export async function enrol(world: World): Promise<void> {
       if (enrolment === "enrolment") return enrolmentToken;
       const { token } = await backend.bootstrapTokens.createBootstrapToken({
         kind: BootstrapToken_Kind.SINGLE_USE,
-        allowedIdentifiers: [identifier],
+        // The first one is bound to no identifier, so that what refuses its replay is its use alone.
+        allowedIdentifiers: index === 0 ? [] : [identifier],
       });
       singleUse.set(index, token);
       return token;
@@ -59,7 +60,10 @@ export async function enrol(world: World): Promise<void> {
 
   const others = fleet.devices.slice(0, lastIndex);
   const bar = narrator.bar({ label: "registering", total: others.length });
-  const counting = setInterval(() => bar.set(others.filter((device) => device.registeredAtMs !== undefined).length), 100);
+  const counting = setInterval(
+    () => bar.set(others.filter((device) => device.registeredAtMs !== undefined).length),
+    100,
+  );
   const begin = performance.now();
   try {
     await fleet.start(others);
@@ -82,7 +86,7 @@ export async function enrol(world: World): Promise<void> {
   });
   world.check(heard, "each was heard: a heartbeat was stored and answered");
 
-  await refuseReplay(world, others[0], singleUse.get(0));
+  await refuseOthers(world, provided(others[0], "the first device"), singleUse.get(0) ?? "", enrolmentToken);
   const last = fleet.devices[lastIndex];
   if (last !== undefined) await runIntoLimit(world, last);
 
@@ -91,21 +95,28 @@ export async function enrol(world: World): Promise<void> {
   world.check(count >= others.length, `octomil devices list shows ${count} devices`);
 }
 
-/** A single-use token works once. */
-async function refuseReplay(world: World, device: FleetDevice | undefined, token: string | undefined): Promise<void> {
-  if (device === undefined || token === undefined) return;
-  const thief = createDeviceClient({
-    baseUrl: world.url,
-    deviceIdentifier: device.identifier,
-    bootstrapToken: token,
-    store: memoryStore(),
-  });
-  const error = await thief.register().then(
-    () => undefined,
-    (thrown: unknown) => thrown,
+/** A single-use token works once, and nobody takes over an identifier. */
+async function refuseOthers(world: World, device: FleetDevice, used: string, shared: string): Promise<void> {
+  const replay = await registrationRefusal(world, "somebody-else", used);
+  world.check(replay === "CREDENTIAL_USED", `a single-use token that was used is refused: ${replay}`);
+  const takeover = await registrationRefusal(world, device.identifier, shared);
+  world.check(
+    takeover === "REENROLMENT_NOT_GRANTED",
+    `nobody takes over ${device.identifier} with a token of the app: ${takeover}`,
   );
-  await thief.close();
-  world.check(isReason(error, "CREDENTIAL_USED"), "a single-use token that was used is refused");
+}
+
+/** Why a registration was refused; `nothing` where it was not. */
+async function registrationRefusal(world: World, deviceIdentifier: string, bootstrapToken: string): Promise<string> {
+  const intruder = createDeviceClient({ baseUrl: world.url, deviceIdentifier, bootstrapToken, store: memoryStore() });
+  try {
+    await intruder.register();
+    return "nothing";
+  } catch (error) {
+    return reasonOf(error) ?? String(error);
+  } finally {
+    await intruder.close();
+  }
 }
 
 /** The eleventh registration from one address within a minute is told to wait, and does. */

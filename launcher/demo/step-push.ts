@@ -39,9 +39,15 @@ export async function push(world: World): Promise<void> {
   const [first] = world.published;
   const other = world.published[1];
   if (first === undefined || other === undefined) return;
-  const again = await world.octomil(["push", first.path, "--model", world.model, "--version", "1.0.0"], { env, quiet: true });
+  const again = await world.octomil(["push", first.path, "--model", world.model, "--version", "1.0.0"], {
+    env,
+    quiet: true,
+  });
   world.check(again.stdout.includes("published already"), "pushing the same again changes nothing");
-  const changed = await world.octomil(["push", other.path, "--model", world.model, "--version", "1.0.0"], { env, expect: 1 });
+  const changed = await world.octomil(["push", other.path, "--model", world.model, "--version", "1.0.0"], {
+    env,
+    expect: 1,
+  });
   world.check(changed.stderr.includes("holds other bytes"), "a version never changes");
 }
 

@@ -1,18 +1,11 @@
-import type { FleetDevice } from "@octomesh/cli/fleet/fleet";
 import { percentile } from "@octomesh/cli/fleet/call-statistics";
+import type { FleetDevice } from "@octomesh/cli/fleet/fleet";
 import { ObservedState_State } from "@octomesh/proto/octomesh/device/v1/observed_state_pb";
+import { type Rollout, Rollout_State } from "@octomesh/proto/octomesh/rollout/v1/rollout_pb";
 import { expectedHolders } from "./expected-holders.ts";
 import { cutDevice } from "./step-enrol.ts";
 import { waitUntil } from "./wait-until.ts";
 import { provided, type World } from "./world.ts";
-
-interface RolloutDocument {
-  id: string;
-  state: string;
-  salt: string;
-  version_id: string;
-  percentage_thousandths: number;
-}
 
 /** Step 4: versions reach devices, and leave them again. */
 export async function rollOut(world: World): Promise<void> {
@@ -95,7 +88,7 @@ async function reach(
   const beginMs = performance.now() - (world.commands.at(-1)?.durationMs ?? 0);
   const rollout = await getRollout(world, id);
   const expected = expectedHolders(rollout.salt, thousandths, idsOf(devices));
-  const holds = (device: FleetDevice) => modelOf(world, device)?.versionId === rollout.version_id;
+  const holds = (device: FleetDevice) => modelOf(world, device)?.versionId === rollout.versionId;
   const bar = world.narrator.bar({ label: text, total: expected.size });
   const arrived = await waitUntil(
     () => {
@@ -105,14 +98,15 @@ async function reach(
     },
     { timeoutMs: 120_000, signal: world.signal },
   ).finally(() => bar.end());
-  const counted = await waitUntil(async () => (await countObserved(world, rollout.version_id)) === expected.size, {
+  const counted = await waitUntil(async () => (await countObserved(world, rollout.versionId)) === expected.size, {
     timeoutMs: 20_000,
     everyMs: 250,
     signal: world.signal,
   });
   // Looked at once more after the reports came, when whoever should not hold it had time to get it.
   const holders = devices.filter(holds);
-  const exact = holders.length === expected.size && holders.every((device) => expected.has(device.client.deviceId ?? ""));
+  const exact =
+    holders.length === expected.size && holders.every((device) => expected.has(device.client.deviceId ?? ""));
   const latenciesMs = holders
     .flatMap((device) => {
       const activation = device.activations.at(-1);
@@ -120,7 +114,8 @@ async function reach(
     })
     .sort((a, b) => a - b);
   if (latenciesMs.length > 0) world.rolloutSteps.push({ text, devices: holders.length, latenciesMs });
-  const slowest = latenciesMs.length === 0 ? "" : `, the slowest after ${(percentile(latenciesMs, 1) / 1000).toFixed(1)} s`;
+  const slowest =
+    latenciesMs.length === 0 ? "" : `, the slowest after ${(percentile(latenciesMs, 1) / 1000).toFixed(1)} s`;
   world.check(
     arrived && exact,
     `${text}: ${holders.length} of ${devices.length} devices hold it, exactly those whose bucket is below ${thousandths}${slowest}`,
@@ -187,7 +182,7 @@ async function rollBack(world: World, id: string, exposed: ReadonlySet<string>):
     .filter((device) => exposed.has(device.client.deviceId ?? ""))
     .every((device) => device.activations.at(-1)?.downloaded === false);
   world.check(kept, "nothing was downloaded for it: every device had kept the version before");
-  const ended = await waitUntil(async () => (await getRollout(world, id)).state === "STATE_ROLLED_BACK", {
+  const ended = await waitUntil(async () => (await getRollout(world, id)).state === Rollout_State.ROLLED_BACK, {
     timeoutMs: 15_000,
     everyMs: 500,
     signal: world.signal,
@@ -195,17 +190,8 @@ async function rollBack(world: World, id: string, exposed: ReadonlySet<string>):
   world.check(ended, "the rollout ends as rolled back");
 }
 
-async function getRollout(world: World, id: string): Promise<RolloutDocument> {
-  const backend = provided(world.backend, "the fleet's key");
-  const { salt, versionId, state, percentageThousandths } = await backend.rollouts.getRollout({ id });
-  const { Rollout_State } = await import("@octomesh/proto/octomesh/rollout/v1/rollout_pb");
-  return {
-    id,
-    state: `STATE_${Rollout_State[state]}`,
-    salt,
-    version_id: versionId,
-    percentage_thousandths: percentageThousandths,
-  };
+async function getRollout(world: World, id: string): Promise<Rollout> {
+  return provided(world.backend, "the fleet's key").rollouts.getRollout({ id });
 }
 
 async function countObserved(world: World, versionId: string): Promise<number> {

@@ -53,8 +53,16 @@ export interface World {
   limited: { index: number; registered: Promise<void> } | undefined;
   /** Says that something must hold, and records whether it does. Answers it. */
   check(ok: boolean, text: string): boolean;
-  /** Runs a command as a person does, shows it, and expects this exit code. */
-  octomil(args: readonly string[], options?: OctomilOptions & { expect?: number; quiet?: boolean }): Promise<OctomilResult>;
+  /** Runs a command as a person does, shows it, and expects this exit code, 0 if none is named. Throws at another. */
+  octomil(args: readonly string[], options?: CommandOptions): Promise<OctomilResult>;
+}
+
+/** How a command of the story is run. */
+export interface CommandOptions extends OctomilOptions {
+  /** The exit code that is expected; `refused` is any but 0. */
+  expect?: number | "refused";
+  /** Does not show what it prints. */
+  quiet?: boolean;
 }
 
 /** What a world is made of. */
@@ -101,7 +109,7 @@ export function createWorld(options: WorldOptions): World {
       world.commands.push({ line, durationMs: result.durationMs });
       if (!quiet) narrator.output(result.stdout);
       if (result.code !== 0) narrator.output(result.stderr);
-      if (result.code !== expect) {
+      if (expect === "refused" ? result.code === 0 : result.code !== expect) {
         world.check(false, `${line} exited with ${result.code} where ${expect} was expected: ${result.stderr.trim()}`);
         throw new Error(`${line} exited with ${result.code}`);
       }

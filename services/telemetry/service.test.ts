@@ -107,6 +107,7 @@ describe("telemetry, over its own listeners", () => {
 
   it.each([
     ["a JSON key that the contract does not know", () => report(batch(2, { note: "what the user typed" })), 400],
+    ["a value of the wrong type", () => report(batch(2, { milliseconds: ["what the user typed"] })), 400],
     ["a value outside its bounds", () => report(batch(2, { milliseconds: [-1] })), 400],
     ["another device's id", () => report(batch(2), `/api/v1/devices/${newId("dev")}/telemetry`), 403],
     ["a key in a device's place", () => report(batch(2), undefined, reader.token), 403],
@@ -129,7 +130,13 @@ describe("telemetry, over its own listeners", () => {
   ])("refuses %s", async (_, call, status) => {
     const response = await call();
     expect(response.status).toBe(status);
-    expect(await response.text()).not.toContain("typed");
+    await response.text();
+  });
+
+  it("names the JSON key that the contract does not know, and where it stands", async () => {
+    const [, body] = await answerOf(report(batch(2, { note: "what the user typed" })));
+    expect(JSON.stringify(body)).not.toContain("typed");
+    expect(body).toMatchObject({ code: "UNKNOWN_FIELD", metadata: { fields: "reports[0].latency.note" } });
   });
 
   it("refuses an unknown field in a binary message whole, by its number", async () => {
