@@ -9,6 +9,7 @@ import type { Credentials } from "./credentials.ts";
 import { fail, Reason } from "./errors.ts";
 import { nameOfScope, type Policy } from "./policy.ts";
 import type { RateLimiter, RateLimitResult } from "./ratelimit.ts";
+import { sourceOf } from "./source-of.ts";
 
 /** What admission needs of the service around it. */
 export interface AdmissionDeps {
@@ -17,6 +18,8 @@ export interface AdmissionDeps {
   readonly log: Logger;
   /** Told of every refusal of a caller that is known, for the audit log. */
   denied(caller: Caller, policy: Policy, method: DescMethod, reason: string, requestId: string): void;
+  /** Aborts when the service stops: ends streams, and nothing else. */
+  readonly draining?: AbortSignal;
 }
 
 /** One request as it stands before the call. */
@@ -44,7 +47,7 @@ export async function admit(request: AdmissionRequest, deps: AdmissionDeps): Pro
   const { policy, connection, method } = request;
   if (policy.surface === Surface.REGISTRATION && connection.listener === "public") {
     // By source address, and before the token is looked at, so that tokens cannot be guessed this way.
-    const result = await deps.limiter.take("registration" satisfies LimitSurface, connection.address);
+    const result = await deps.limiter.take("registration" satisfies LimitSurface, sourceOf(connection.address));
     if (!result.allowed) throw rateLimited(result);
   }
   const caller = await deps.credentials.authenticate(request);
@@ -66,6 +69,22 @@ export async function admit(request: AdmissionRequest, deps: AdmissionDeps): Pro
     log: deps.log.child({ request_id: request.requestId }),
   };
   return { call, limit };
+}
+
+/** `checkFields` for an admitted call; a refusal is told as every other. */
+export function admitFields(
+  message: Record<string, unknown>,
+  call: Call,
+  policy: Policy,
+  method: DescMethod,
+  deps: AdmissionDeps,
+): void {
+  try {
+    checkFields(message, call.caller, policy);
+  } catch (error) {
+    deps.denied(call.caller, policy, method, error instanceof Error ? error.message : "", call.requestId);
+    throw error;
+  }
 }
 
 /** Whether the policy admits a caller that has proved who it is. Throws the refusal. */
@@ -192,6 +211,11 @@ function bucketFor(
   connection: Connection,
 ): { surface: LimitSurface; key: string } | undefined {
   if (caller.kind === "peer" || caller.kind === "delegated") return undefined;
+  const source = sourceOf(connection.address);
+  // Nobody in particular has no credential to be counted by, and must not share one count with everybody.
+  if (caller.kind === "public") {
+    return policy.surface === Surface.REGISTRATION ? undefined : { surface: "unauthenticated", key: source };
+  }
   switch (policy.surface) {
     case Surface.CONTROL:
       if (caller.kind === "device") return { surface: "control_device", key: caller.id };
@@ -202,7 +226,7 @@ function bucketFor(
     case Surface.EDGE:
       return { surface: "edge", key: caller.credentialId };
     case Surface.UNAUTHENTICATED:
-      return { surface: "unauthenticated", key: connection.address };
+      return { surface: "unauthenticated", key: source };
     default:
       return undefined;
   }

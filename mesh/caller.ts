@@ -38,6 +38,8 @@ export interface Caller {
   readonly plan: number;
   /** When the credential was issued, ms since the epoch; 0 where it does not say. */
   readonly issuedMs: number;
+  /** When the credential lapses, ms since the epoch; absent where it does not. */
+  readonly expiresMs?: number;
   /** True client address, IPv4 or IPv6 in text; "" where there is none (background work). */
   readonly address: string;
 }

@@ -52,16 +52,6 @@ export function normalizeAddress(address: string): string | undefined {
   return isIP(bare) === 0 ? undefined : ipaddr.process(bare).toString();
 }
 
-/**
- * What limits by address count: an IPv4 address itself, of an IPv6 address the /64 that one subscriber has for itself.
- * Anything else is given back as it is.
- */
-export function addressBlockOf(address: string): string {
-  const normal = normalizeAddress(address);
-  if (normal === undefined || isIP(normal) === 4) return normal ?? address;
-  return `${ipaddr.IPv6.networkAddressFromCIDR(`${normal}/64`).toString()}/64`;
-}
-
 /** Whether a host to listen on or to call is this machine alone: `localhost`, 127.0.0.0/8 or ::1. */
 export function isLoopbackHost(host: string): boolean {
   if (host === "localhost") return true;

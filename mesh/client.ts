@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { DescMethod, DescService } from "@bufbuild/protobuf";
 import { MethodOptions_IdempotencyLevel as Idempotency } from "@bufbuild/protobuf/wkt";
 import {
@@ -45,8 +46,10 @@ const maxMessageBytes = 16 * 1024 * 1024;
 export function createSiblingClients(options: SiblingClientsOptions): SiblingClients {
   const transports = new Map<
     ServiceName,
-    { transport: Transport; sessions: Http2SessionManager; generation: number }
+    { transport: Transport; sessions: Http2SessionManager; baseUrl: string; generation: number }
   >();
+  /** Connections with an older certificate, which live until their last call has ended. */
+  let retired: Http2SessionManager[] = [];
   let generation = 0;
   const stopWatching = options.identity.onChange(() => {
     generation += 1;
@@ -54,8 +57,10 @@ export function createSiblingClients(options: SiblingClientsOptions): SiblingCli
 
   const transportOf = (sibling: ServiceName): Transport => {
     const known = transports.get(sibling);
-    if (known !== undefined && known.generation === generation) return known.transport;
     const baseUrl = options.urlOf(sibling);
+    if (known !== undefined && known.generation === generation && known.baseUrl === baseUrl) return known.transport;
+    // Without TLS nothing would prove who answers, and credentials would travel in the open.
+    if (!baseUrl.startsWith("https://")) throw new Error(`the URL of ${sibling} must begin with https://`);
     const sessions = new Http2SessionManager(
       baseUrl,
       { pingIntervalMs: 20_000, pingTimeoutMs: 5_000, pingIdleConnection: true, idleConnectionTimeoutMs: 120_000 },
@@ -69,7 +74,9 @@ export function createSiblingClients(options: SiblingClientsOptions): SiblingCli
       interceptors: [retry, mark(sibling)],
     });
     // Calls under way on the old connections end there; with the last one the session idles out.
-    transports.set(sibling, { transport, sessions, generation });
+    retired = retired.filter((each) => each.state() !== "closed");
+    if (known !== undefined) retired.push(known.sessions);
+    transports.set(sibling, { transport, sessions, baseUrl, generation });
     return transport;
   };
 
@@ -86,6 +93,7 @@ export function createSiblingClients(options: SiblingClientsOptions): SiblingCli
     close() {
       stopWatching();
       for (const { sessions } of transports.values()) sessions.abort();
+      for (const sessions of retired.splice(0)) sessions.abort();
       transports.clear();
     },
   };
@@ -102,18 +110,30 @@ export function delegatedOptions(call: Call): CallOptions {
 function mark(sibling: ServiceName): Interceptor {
   return (next) => async (request) => {
     const delegated = request.header.has(delegateHeader);
-    try {
-      return await next(request);
-    } catch (error) {
+    const marked = (error: unknown): ConnectError => {
       const connectError = ConnectError.from(error);
       // What carried the sibling's answer (content-type, grpc-status …) is not for the headers of ours.
       for (const name of [...connectError.metadata.keys()]) {
         if (name !== "retry-after") connectError.metadata.delete(name);
       }
       markDownstream(connectError, { service: sibling, delegated });
-      throw connectError;
+      return connectError;
+    };
+    try {
+      const response = await next(request);
+      return response.stream ? { ...response, message: mapErrors(response.message, marked) } : response;
+    } catch (error) {
+      throw marked(error);
     }
   };
+}
+
+async function* mapErrors<T>(messages: AsyncIterable<T>, map: (error: unknown) => unknown): AsyncIterable<T> {
+  try {
+    yield* messages;
+  } catch (error) {
+    throw map(error);
+  }
 }
 
 /** Repeats unary calls that the contract calls safe while the sibling is unavailable, with growing pauses. */
@@ -125,7 +145,9 @@ const retry: Interceptor = (next) => async (request) => {
     } catch (error) {
       const code = ConnectError.from(error).code;
       if (attempt >= maxAttempts || code !== Code.Unavailable || request.signal.aborted) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 50 * 2 ** attempt * (0.5 + Math.random() / 2)));
+      const pauseMs = 50 * 2 ** attempt * (0.5 + Math.random() / 2);
+      // A caller that gives up meanwhile is told what was wrong.
+      await sleep(pauseMs, undefined, { signal: request.signal }).catch(() => Promise.reject(error));
     }
   }
 };

@@ -17,7 +17,7 @@ export class ConfigError extends Error {
 /** The environment's variables. */
 export type Environment = Readonly<Record<string, string | undefined>>;
 
-/** Reads one variable: a value, or a problem in words that fit behind the variable's name. */
+/** Reads one variable: a value, or a problem in words that follow the variable's name as they are. */
 export type Reader<T> = (name: string, environment: Environment) => { value: T } | { problem: string };
 
 /** What a set of readers reads. */
@@ -34,7 +34,7 @@ export function readEnvironment<S extends Record<string, Reader<unknown>>>(
   const values: Record<string, unknown> = {};
   for (const [name, reader] of Object.entries(spec)) {
     const result = reader(name, environment);
-    if ("problem" in result) problems.push(`${name} ${result.problem}`);
+    if ("problem" in result) problems.push(`${name}${result.problem}`);
     else values[name] = result.value;
   }
   if (problems.length > 0) throw new ConfigError(problems);
@@ -114,11 +114,11 @@ export function optionalFile(): Reader<string | undefined> {
     const file = environment[name];
     if (!file) return { value: undefined };
     try {
-      if (!statSync(file).isFile()) return { problem: `is ${JSON.stringify(file)}: a file is expected` };
+      if (!statSync(file).isFile()) return { problem: ` is ${JSON.stringify(file)}: a file is expected` };
       accessSync(file, constants.R_OK);
       return { value: file };
     } catch (error) {
-      return { problem: `is ${JSON.stringify(file)}: a file that can be read is expected (${codeOf(error)})` };
+      return { problem: ` is ${JSON.stringify(file)}: a file that can be read is expected (${codeOf(error)})` };
     }
   };
 }
@@ -131,7 +131,7 @@ export function secret(): Reader<string | undefined> {
   return (name, environment) => {
     const value = environment[name];
     const file = environment[`${name}_FILE`];
-    if (value && file) return { problem: `and ${name}_FILE are both set: one of them is expected` };
+    if (value && file) return { problem: ` and ${name}_FILE are both set: one of them is expected` };
     if (value) return { value };
     if (!file) return { value: undefined };
     try {
@@ -148,10 +148,10 @@ function parsed<T>(expected: string, fallback: T | undefined, parse: (value: str
   return (name, environment) => {
     const value = environment[name];
     if (value === undefined || value === "") {
-      return fallback === undefined ? { problem: `is not set: ${expected} is expected` } : { value: fallback };
+      return fallback === undefined ? { problem: ` is not set: ${expected} is expected` } : { value: fallback };
     }
     const result = parse(value);
-    if (result === undefined) return { problem: `is ${shown(value)}: ${expected} is expected` };
+    if (result === undefined) return { problem: ` is ${shown(value)}: ${expected} is expected` };
     return { value: result };
   };
 }

@@ -16,15 +16,19 @@ import {
 } from "jose";
 import { LRUCache } from "lru-cache";
 import type { Logger } from "pino";
+import type { LimitSurface } from "./admit.ts";
 import { type Caller, type CallerKind, kindOfWire } from "./caller.ts";
 import type { Clock } from "./clock.ts";
 import type { Connection } from "./connection.ts";
 import { delegateHeader, parseDelegation } from "./delegation.ts";
 import { fail, Reason, reasonOf } from "./errors.ts";
+import { createGuards, type Guard } from "./guards.ts";
 import { parseToken } from "./opaque-token.ts";
 import type { Policy } from "./policy.ts";
 import type { RateLimiter } from "./ratelimit.ts";
-import { type Revocations, Subject } from "./revocations.ts";
+import type { Revocations } from "./revocations.ts";
+import { isRevokedCaller } from "./revoked-caller.ts";
+import { sourceOf } from "./source-of.ts";
 
 /** Finds out who calls. */
 export interface Credentials {
@@ -37,7 +41,7 @@ export interface Credentials {
    * Aborts when the caller's credential is revoked, expires, or can no longer be checked: for calls that outlive their
    * admission. Call `release` when the call ends.
    */
-  guard(caller: Caller): { signal: AbortSignal; release(): void };
+  guard(caller: Caller): Guard;
   /** Reports what was used since the last time, and stops. */
   stop(): Promise<void>;
 }
@@ -55,42 +59,62 @@ export interface CredentialsOptions {
 /** A credential as proved once, kept by its digest. */
 interface Known {
   readonly caller: Omit<Caller, "address">;
-  /** When it lapses; Infinity if never. */
-  readonly expiresMs: number;
   /** When identity is asked again, the backstop of pushed revocation. */
   readonly recheckMs: number;
 }
 
 const maxCredentialLength = 4096;
 const recheckAfterMs = 60_000;
+const refusedForMs = 5_000;
+const keySetMaxAgeMs = 300_000;
+const reportEveryMs = 15_000;
+const maxUsesReported = 1000;
+const maxUsesKept = 100_000;
 const noScopes: ReadonlySet<Scope> = new Set();
 
 /** Opaque credentials that identity resolves, by prefix. */
 const opaquePrefixes = new Set(["edg_live_", "edg_test_", "edg_bootstrap_", "edg_read_"]);
 
+/** Kinds of caller that an opaque credential can make: no answer of identity's makes anyone a peer, or the public. */
+const opaqueKinds: ReadonlySet<CallerKind> = new Set<CallerKind>(["api_key", "bootstrap", "read_token", "partner"]);
+
 /** Opens the resolver: signed tokens are verified here against identity's keys, opaque ones by asking identity once. */
 export function createCredentials(options: CredentialsOptions): Credentials {
   const { client, revocations, limiter, clock, log } = options;
   const known = new LRUCache<string, Known>({ max: 100_000 });
-  const unknown = new LRUCache<string, Reason>({ max: 10_000, ttl: 5_000 });
+  const refused = new LRUCache<string, { reason: Reason; untilMs: number }>({ max: 10_000 });
   const resolving = new Map<string, Promise<Known>>();
   const used = new Map<string, { orgId: string; timeMs: number }>();
+  /** Look-ups under way for each source: they count as attempts until they have succeeded. */
+  const attempting = new Map<string, number>();
   const keys = createKeySet(client, clock);
+  const guards = createGuards({ revocations, clock });
 
   const flushUses = async (): Promise<void> => {
-    if (used.size === 0) return;
-    const batch = [...used].slice(0, 1000);
-    for (const [id] of batch) used.delete(id);
-    const uses = batch.map(([id, use]) => ({
-      id,
-      orgId: use.orgId,
-      lastUseTime: { seconds: BigInt(Math.floor(use.timeMs / 1000)), nanos: 0 },
-    }));
-    await client.reportCredentialUse({ uses }, { timeoutMs: 5000 });
+    while (used.size > 0) {
+      const batch = [...used].slice(0, maxUsesReported);
+      for (const [id] of batch) used.delete(id);
+      const uses = batch.map(([id, use]) => ({
+        id,
+        orgId: use.orgId,
+        lastUseTime: { seconds: BigInt(Math.floor(use.timeMs / 1000)), nanos: 0 },
+      }));
+      try {
+        await client.reportCredentialUse({ uses }, { timeoutMs: 5000 });
+      } catch (error) {
+        // They go with the next report, unless they were used again since.
+        for (const [id, use] of batch) if (!used.has(id)) used.set(id, use);
+        throw error;
+      }
+    }
+  };
+  const noteUse = ({ kind, id, orgId }: Known["caller"]): void => {
+    if (kind !== "api_key" && kind !== "read_token") return;
+    if (used.size < maxUsesKept || used.has(id)) used.set(id, { orgId, timeMs: clock.now() });
   };
   const useTimer = setInterval(() => {
     flushUses().catch((error: unknown) => log.debug({ err: error }, "credential uses not reported"));
-  }, 15_000);
+  }, reportEveryMs);
   useTimer.unref();
 
   const resolveOpaque = async (digest: Buffer): Promise<Known> => {
@@ -110,7 +134,9 @@ export function createCredentials(options: CredentialsOptions): Credentials {
     if (answer.state === ResolvedState.USED && kind !== "bootstrap") {
       throw fail(Reason.CREDENTIAL_USED, "the credential was used");
     }
-    if (kind === undefined) throw fail(Reason.CREDENTIAL_UNKNOWN, "the credential is unknown");
+    if (kind === undefined || !opaqueKinds.has(kind) || answer.state === ResolvedState.UNSPECIFIED) {
+      throw fail(Reason.CREDENTIAL_UNKNOWN, "the credential is unknown");
+    }
     return {
       caller: {
         kind,
@@ -121,8 +147,8 @@ export function createCredentials(options: CredentialsOptions): Credentials {
         role: Role.UNSPECIFIED,
         plan: answer.plan,
         issuedMs: 0,
+        ...(answer.expireTime === undefined ? {} : { expiresMs: timestampMs(answer.expireTime) }),
       },
-      expiresMs: answer.expireTime === undefined ? Number.POSITIVE_INFINITY : timestampMs(answer.expireTime),
       recheckMs: clock.now() + recheckAfterMs,
     };
   };
@@ -158,9 +184,10 @@ export function createCredentials(options: CredentialsOptions): Credentials {
           role: typeof role === "number" ? (role as Role) : Role.UNSPECIFIED,
           plan: typeof plan === "number" ? plan : 0,
           issuedMs,
+          expiresMs: (exp ?? 0) * 1000,
         },
-        expiresMs: (exp ?? 0) * 1000,
-        recheckMs: Number.POSITIVE_INFINITY,
+        // Its key may have been withdrawn.
+        recheckMs: clock.now() + recheckAfterMs,
       };
     } catch (error) {
       if (error instanceof joseErrors.JWTExpired) throw fail(Reason.CREDENTIAL_EXPIRED, "the token has expired");
@@ -174,24 +201,51 @@ export function createCredentials(options: CredentialsOptions): Credentials {
   };
 
   const refuseRevoked = (entry: Known): void => {
-    if (isRevoked(entry.caller, revocations)) {
+    if (isRevokedCaller(entry.caller, revocations)) {
       throw fail(Reason.CREDENTIAL_REVOKED, "the credential was revoked");
     }
   };
 
-  /** Counts a failed attempt, and refuses addresses that have failed too often, before anything is looked up. */
-  const refuseGuessing = async (address: string): Promise<void> => {
-    const result = await limiter.take("unauthenticated", `attempt:${address}`, 0);
-    if (!result.allowed) {
-      throw fail(
-        Reason.RATE_LIMITED,
-        "too many refused credentials from this address",
-        {},
-        {
-          retryAfterMs: result.retryAfterMs,
-        },
-      );
+  /** Counts a refused attempt against its source. */
+  const countAttempt = async (source: string): Promise<void> => {
+    await limiter.take("unauthenticated" satisfies LimitSurface, `attempt:${source}`);
+  };
+
+  /**
+   * Refuses sources that have failed too often, before anything is looked up. Look-ups under way count as if they had
+   * failed, so that many at once are no way around the limit.
+   */
+  const refuseGuessing = async (source: string): Promise<void> => {
+    const result = await limiter.take("unauthenticated" satisfies LimitSurface, `attempt:${source}`, 0);
+    if (result.allowed && (attempting.get(source) ?? 0) < result.remaining) return;
+    const retryAfterMs = Math.max(1000, result.retryAfterMs);
+    throw fail(Reason.RATE_LIMITED, "too many refused credentials from this address", {}, { retryAfterMs });
+  };
+
+  const attempt = async <T>(source: string, work: () => Promise<T>): Promise<T> => {
+    await refuseGuessing(source);
+    attempting.set(source, (attempting.get(source) ?? 0) + 1);
+    try {
+      return await work();
+    } catch (error) {
+      if (refusalOf(error) !== undefined) await countAttempt(source);
+      throw error;
+    } finally {
+      const left = (attempting.get(source) ?? 1) - 1;
+      if (left === 0) attempting.delete(source);
+      else attempting.set(source, left);
     }
+  };
+
+  /** Resolves or verifies a credential; whoever presents the same at the same time waits for the same answer. */
+  const lookUp = (credential: string, digest: Buffer, key: string): Promise<Known> => {
+    const underWay = resolving.get(key);
+    if (underWay !== undefined) return underWay;
+    const work = (isSigned(credential) ? verifySigned(credential) : resolveOpaque(digest)).finally(() =>
+      resolving.delete(key),
+    );
+    resolving.set(key, work);
+    return work;
   };
 
   const prove = async (credential: string, address: string): Promise<Known> => {
@@ -199,34 +253,34 @@ export function createCredentials(options: CredentialsOptions): Credentials {
     const key = digest.toString("base64");
     const now = clock.now();
     const remembered = known.get(key);
-    if (remembered !== undefined && remembered.expiresMs <= now) {
-      known.delete(key);
-      throw fail(Reason.CREDENTIAL_EXPIRED, "the credential has expired");
-    }
-    if (remembered !== undefined && remembered.recheckMs > now) return remembered;
-    await refuseGuessing(address);
-    const refused = unknown.get(key);
-    try {
-      if (refused !== undefined) throw fail(refused, "the credential was refused a moment ago");
-      let work = resolving.get(key);
-      if (work === undefined) {
-        work = (isSigned(credential) ? verifySigned(credential) : resolveOpaque(digest)).finally(() =>
-          resolving.delete(key),
-        );
-        resolving.set(key, work);
+    if (remembered !== undefined) {
+      if ((remembered.caller.expiresMs ?? Number.POSITIVE_INFINITY) <= now) {
+        known.delete(key);
+        throw fail(Reason.CREDENTIAL_EXPIRED, "the credential has expired");
       }
-      const entry = await work;
-      if (entry.caller.kind !== "bootstrap") known.set(key, entry);
-      return entry;
-    } catch (error) {
-      known.delete(key);
-      const reason = refusalOf(error);
-      if (reason !== undefined) {
-        unknown.set(key, reason);
-        await limiter.take("unauthenticated", `attempt:${address}`);
-      }
-      throw error;
+      if (remembered.recheckMs > now) return remembered;
     }
+    const work = async (): Promise<Known> => {
+      const refusal = refused.get(key);
+      if (refusal !== undefined && refusal.untilMs > now) {
+        throw fail(refusal.reason, "the credential was refused a moment ago");
+      }
+      try {
+        const entry = await lookUp(credential, digest, key);
+        if (entry.caller.kind !== "bootstrap") known.set(key, entry);
+        return entry;
+      } catch (error) {
+        const reason = refusalOf(error);
+        if (reason !== undefined) {
+          known.delete(key);
+          // A signed token is verified here, and the key that it names may be about to become known.
+          if (!isSigned(credential)) refused.set(key, { reason, untilMs: clock.now() + refusedForMs });
+        }
+        throw error;
+      }
+    };
+    // A credential that was good a minute ago is no guess, whatever its neighbours behind the same address do.
+    return remembered === undefined ? attempt(sourceOf(address), work) : work();
   };
 
   return {
@@ -251,73 +305,25 @@ export function createCredentials(options: CredentialsOptions): Credentials {
         throw fail(Reason.CREDENTIAL_MISSING, "the call needs a credential: send `Authorization: Bearer …`");
       }
       if (!isWellFormed(credential)) {
-        await refuseGuessing(address);
-        await limiter.take("unauthenticated", `attempt:${address}`);
-        throw fail(Reason.CREDENTIAL_MALFORMED, "the credential is not well formed");
+        return attempt(sourceOf(address), async () => {
+          throw fail(Reason.CREDENTIAL_MALFORMED, "the credential is not well formed");
+        });
       }
       if (!revocations.isFresh()) {
         throw fail(Reason.REVOCATIONS_STALE, "revocations cannot be checked now", {}, { retryAfterMs: 1000 });
       }
       const entry = await prove(credential, address);
       refuseRevoked(entry);
-      if (entry.caller.kind === "api_key" || entry.caller.kind === "read_token") {
-        used.set(entry.caller.id, { orgId: entry.caller.orgId, timeMs: clock.now() });
-      }
+      noteUse(entry.caller);
       return { ...entry.caller, address };
     },
-    guard(caller) {
-      const controller = new AbortController();
-      const stop = revocations.onRevocation(() => {
-        if (isRevoked(caller, revocations)) {
-          controller.abort(fail(Reason.CREDENTIAL_REVOKED, "the credential was revoked"));
-        }
-      });
-      const timer = setInterval(() => {
-        if (caller.kind !== "peer" && caller.kind !== "public" && !revocations.isFresh()) {
-          controller.abort(
-            fail(Reason.REVOCATIONS_STALE, "revocations cannot be checked now", {}, { retryAfterMs: 1000 }),
-          );
-        }
-      }, 1000);
-      timer.unref();
-      return {
-        signal: controller.signal,
-        release() {
-          clearInterval(timer);
-          stop();
-        },
-      };
-    },
+    guard: (caller) => guards.guard(caller),
     async stop() {
       clearInterval(useTimer);
+      guards.close();
       await flushUses().catch(() => undefined);
     },
   };
-}
-
-/** Whether a revocation concerns a caller: of its credential, of itself, or of its organisation. */
-function isRevoked(caller: Omit<Caller, "address">, revocations: Revocations): boolean {
-  const { issuedMs } = caller;
-  if (caller.orgId !== "" && revocations.isRevoked(Subject.ORGANIZATION, caller.orgId, issuedMs)) return true;
-  switch (caller.kind) {
-    case "device":
-      return revocations.isRevoked(Subject.DEVICE, caller.id, issuedMs);
-    case "session":
-      return (
-        revocations.isRevoked(Subject.SESSION, caller.credentialId, issuedMs) ||
-        revocations.isRevoked(Subject.MEMBER, caller.id, issuedMs)
-      );
-    case "api_key":
-      return revocations.isRevoked(Subject.API_KEY, caller.id, 0);
-    case "bootstrap":
-      return revocations.isRevoked(Subject.BOOTSTRAP_TOKEN, caller.id, 0);
-    case "read_token":
-      return revocations.isRevoked(Subject.READ_TOKEN, caller.id, 0);
-    case "partner":
-      return revocations.isRevoked(Subject.PARTNER_KEY, caller.id, 0);
-    default:
-      return false;
-  }
 }
 
 function peerOf(connection: Connection, header: Headers, policy: Policy): Caller {
@@ -383,10 +389,12 @@ function refusalOf(error: unknown): Reason | undefined {
 
 type KeyFunction = (header?: JWSHeaderParameters, token?: FlattenedJWSInput) => Promise<CryptoKey>;
 
-/** Identity's public keys, fetched when a token names one that is not known, and then at most once a second. */
+/**
+ * Identity's public keys: fetched when a token names one that is not known, and then at most once a second, and again
+ * every five minutes, so that a key that identity withdraws is believed no longer.
+ */
 function createKeySet(client: Client<typeof CredentialService>, clock: Clock): KeyFunction {
-  let current: KeyFunction | undefined;
-  let fetchedMs = Number.NEGATIVE_INFINITY;
+  let current: { readonly find: KeyFunction; readonly fetchedMs: number } | undefined;
   let fetching: Promise<KeyFunction> | undefined;
   const fetchKeys = (): Promise<KeyFunction> => {
     fetching ??= client
@@ -395,9 +403,8 @@ function createKeySet(client: Client<typeof CredentialService>, clock: Clock): K
         const set: JSONWebKeySet = {
           keys: answer.keys.map(({ kty, crv, x, y, kid, alg, use }) => ({ kty, crv, x, y, kid, alg, use })),
         };
-        current = createLocalJWKSet(set);
-        fetchedMs = clock.now();
-        return current;
+        current = { find: createLocalJWKSet(set), fetchedMs: clock.now() };
+        return current.find;
       })
       .finally(() => {
         fetching = undefined;
@@ -405,11 +412,12 @@ function createKeySet(client: Client<typeof CredentialService>, clock: Clock): K
     return fetching;
   };
   return async (header, token) => {
-    const keySet = current ?? (await fetchKeys());
+    const ageMs = current === undefined ? Number.POSITIVE_INFINITY : clock.now() - current.fetchedMs;
+    if (current === undefined || ageMs >= keySetMaxAgeMs) return (await fetchKeys())(header, token);
     try {
-      return await keySet(header, token);
+      return await current.find(header, token);
     } catch (error) {
-      if (!(error instanceof joseErrors.JWKSNoMatchingKey) || clock.now() - fetchedMs < 1000) throw error;
+      if (!(error instanceof joseErrors.JWKSNoMatchingKey) || ageMs < 1000) throw error;
       return (await fetchKeys())(header, token);
     }
   };

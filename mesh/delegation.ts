@@ -1,3 +1,4 @@
+import { isIP } from "node:net";
 import type { Call } from "./call.ts";
 import type { CallerKind } from "./caller.ts";
 import { isId } from "./ids.ts";
@@ -25,10 +26,15 @@ const kinds: ReadonlySet<string> = new Set<CallerKind>([
   "system",
 ]);
 
-/** Writes the header's value: base64url of JSON, under 1 KiB. */
+/**
+ * Writes the header's value: base64url of JSON, under 1 KiB. A call that is itself on someone's behalf is passed on as
+ * that someone's. Throws where there is nobody to act for: a call in no organisation, or of a peer or the public.
+ */
 export function formatDelegation(call: Call): string {
   const { caller, orgId } = call;
-  const fields = [orgId, caller.kind, caller.id, caller.plan, caller.address];
+  const { kind, id } = caller.kind === "delegated" && caller.delegate !== undefined ? caller.delegate : caller;
+  if (!kinds.has(kind) || !isId("org", orgId)) throw new Error(`a call of kind ${kind} cannot be delegated`);
+  const fields = [orgId, kind, id, caller.plan, caller.address];
   return Buffer.from(JSON.stringify(fields)).toString("base64url");
 }
 
@@ -45,8 +51,8 @@ export function parseDelegation(value: string): Delegation | undefined {
   const [orgId, kind, id, plan, address] = fields;
   if (typeof orgId !== "string" || !isId("org", orgId)) return undefined;
   if (typeof kind !== "string" || !kinds.has(kind)) return undefined;
-  if (typeof id !== "string" || id.length === 0 || id.length > 64) return undefined;
-  if (typeof plan !== "number" || !Number.isInteger(plan)) return undefined;
-  if (typeof address !== "string" || address.length > 64) return undefined;
+  if (typeof id !== "string" || !/^[\w-]{1,64}$/.test(id)) return undefined;
+  if (typeof plan !== "number" || !Number.isInteger(plan) || plan < 0) return undefined;
+  if (typeof address !== "string" || (address !== "" && isIP(address) === 0)) return undefined;
   return { orgId, kind: kind as CallerKind, id, plan, address };
 }

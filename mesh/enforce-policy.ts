@@ -1,7 +1,7 @@
 import type { DescMethod } from "@bufbuild/protobuf";
 import type { Interceptor, StreamRequest, StreamResponse } from "@connectrpc/connect";
 import type { Logger } from "pino";
-import { type AdmissionDeps, admit, checkFields } from "./admit.ts";
+import { type Admission, type AdmissionDeps, admit, admitFields } from "./admit.ts";
 import type { Call } from "./call.ts";
 import { callKey } from "./call-context.ts";
 import { callerKey } from "./caller.ts";
@@ -14,80 +14,135 @@ import { writeLimitHeaders } from "./ratelimit-headers.ts";
 
 /**
  * The interceptor that makes the contract's policy true. A method that it does not know is refused. A method whose
- * audited change was committed without its record is an error, since it must not exist.
+ * audited change was committed without its record is an error, since it must not exist. A stream ends with the
+ * credential that opened it, and when the service stops.
  */
 export function enforcePolicy(policies: ReadonlyMap<DescMethod, Policy>, deps: AdmissionDeps): Interceptor {
   return (next) => async (request) => {
-    const policy = policies.get(request.method);
-    const connection = request.contextValues.get(connectionKey);
+    const { method, contextValues } = request;
+    const policy = policies.get(method);
+    const connection = contextValues.get(connectionKey);
     if (policy === undefined || connection === undefined) {
       throw fail(Reason.CALLER_KIND_NOT_ALLOWED, "the method has no policy", {});
     }
     if (connection.listener === "public" && !policy.isPublic) {
       throw fail(Reason.METHOD_NOT_FOUND, "there is no such method here", {});
     }
-    const guarded = new AbortController();
-    const signal = AbortSignal.any([request.signal, guarded.signal]);
-    const { call, limit } = await admit(
-      {
-        method: request.method,
-        policy,
-        connection,
-        header: request.header,
-        requestId: request.header.get(requestIdHeader) ?? "",
-        signal,
-      },
-      deps,
-    );
-    request.contextValues.set(callerKey, call.caller).set(callKey, call);
-    if (policy.httpOnly) throw fail(Reason.NOT_IMPLEMENTED, "the method is served as plain HTTP at its REST path", {});
+    const requestId = request.header.get(requestIdHeader) ?? "";
+    const enter = async (signal: AbortSignal): Promise<Admission> => {
+      const admission = await admit({ method, policy, connection, header: request.header, requestId, signal }, deps);
+      contextValues.set(callerKey, admission.call.caller).set(callKey, admission.call);
+      if (policy.httpOnly)
+        throw fail(Reason.NOT_IMPLEMENTED, "the method is served as plain HTTP at its REST path", {});
+      return admission;
+    };
     if (!request.stream) {
-      checkFields(request.message as unknown as Record<string, unknown>, call.caller, policy);
+      const { call, limit } = await enter(request.signal);
+      admitFields(request.message as unknown as Record<string, unknown>, call, policy, method, deps);
       const response = await next(request);
-      demandAudit(call, request.method, deps.log);
+      demandAudit(call, method, deps.log);
       writeLimitHeaders(response.header, limit);
       return response;
     }
-    const checked: StreamRequest = { ...request, message: checkEach(request.message, call, policy) };
-    const response = await next(checked);
-    writeLimitHeaders(response.header, limit);
-    if (!response.stream || !isGuarded(call.caller.kind)) return response;
-    const guard = deps.credentials.guard(call.caller);
-    guard.signal.addEventListener("abort", () => guarded.abort(guard.signal.reason), { once: true });
-    const message = endOnAbort(response.message, guard.signal, guard.release);
-    return { ...response, message } satisfies StreamResponse;
+    const life = openStreamLife(request.signal);
+    try {
+      const { call, limit } = await enter(life.signal);
+      if (deps.draining !== undefined) life.endWith(deps.draining, serviceStops);
+      if (isGuarded(call.caller.kind)) {
+        const guard = deps.credentials.guard(call.caller);
+        life.onOver(guard.release);
+        life.endWith(guard.signal, () => guard.signal.reason);
+      }
+      const message = checkEach(request.message, call, policy, method, deps);
+      const checked: StreamRequest = { ...request, signal: life.signal, message };
+      const response = await next(checked);
+      writeLimitHeaders(response.header, limit);
+      if (!response.stream) {
+        life.over();
+        return response;
+      }
+      return { ...response, message: endOnAbort(response.message, life.signal, life.over) } satisfies StreamResponse;
+    } catch (error) {
+      life.over();
+      throw error;
+    }
   };
 }
 
-async function* checkEach<T>(messages: AsyncIterable<T>, call: Call, policy: Policy): AsyncIterable<T> {
+function serviceStops(): Error {
+  return fail(Reason.SERVICE_UNAVAILABLE, "the service is stopping", {}, { retryAfterMs: 1000 });
+}
+
+/** How long a stream lives: until its caller goes away, or one of the signals says that it must end. */
+interface StreamLife {
+  readonly signal: AbortSignal;
+  endWith(signal: AbortSignal, reason: () => unknown): void;
+  onOver(callback: () => void): void;
+  /** Lets go of everything that was listened to. */
+  over(): void;
+}
+
+/** Listeners are taken off long-lived signals when the stream is over, also where nobody reads it to its end. */
+function openStreamLife(requestSignal: AbortSignal): StreamLife {
+  const controller = new AbortController();
+  const callbacks: (() => void)[] = [];
+  const over = (): void => {
+    for (const callback of callbacks.splice(0)) callback();
+  };
+  const life: StreamLife = {
+    signal: controller.signal,
+    endWith(signal, reason) {
+      const end = (): void => controller.abort(reason());
+      if (signal.aborted) return end();
+      signal.addEventListener("abort", end, { once: true });
+      callbacks.push(() => signal.removeEventListener("abort", end));
+    },
+    onOver: (callback) => void callbacks.push(callback),
+    over,
+  };
+  // The request's signal aborts when the caller goes away, and at the latest when the call has ended.
+  life.endWith(requestSignal, () => requestSignal.reason);
+  controller.signal.addEventListener("abort", over, { once: true });
+  return life;
+}
+
+async function* checkEach<T>(
+  messages: AsyncIterable<T>,
+  call: Call,
+  policy: Policy,
+  method: DescMethod,
+  deps: AdmissionDeps,
+): AsyncIterable<T> {
   for await (const message of messages) {
-    checkFields(message as Record<string, unknown>, call.caller, policy);
+    admitFields(message as Record<string, unknown>, call, policy, method, deps);
     yield message;
   }
 }
 
 /** Ends a stream with the signal's reason as soon as it aborts, even while the handler waits. */
-async function* endOnAbort<T>(messages: AsyncIterable<T>, signal: AbortSignal, release: () => void): AsyncIterable<T> {
+async function* endOnAbort<T>(messages: AsyncIterable<T>, signal: AbortSignal, over: () => void): AsyncIterable<T> {
   const iterator = messages[Symbol.asyncIterator]();
-  let stop: (reason: unknown) => void = () => undefined;
-  const aborted = new Promise<never>((_, reject) => {
-    stop = reject;
-  });
-  aborted.catch(() => undefined);
-  const onAbort = (): void => stop(signal.reason);
-  signal.addEventListener("abort", onAbort, { once: true });
-  if (signal.aborted) onAbort();
   try {
     for (;;) {
-      const result = await Promise.race([iterator.next(), aborted]);
+      const result = await unlessAborted(iterator.next(), signal);
       if (result.done === true) return;
       yield result.value;
     }
   } finally {
-    signal.removeEventListener("abort", onAbort);
-    release();
+    over();
     iterator.return?.()?.then(undefined, () => undefined);
   }
+}
+
+/** Not Promise.race: against a promise that outlives each message it would keep a little of every one of them. */
+function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const onAbort = (): void => reject(signal.reason);
+    const settled = (): void => signal.removeEventListener("abort", onAbort);
+    signal.addEventListener("abort", onAbort, { once: true });
+    work.then(resolve, reject).finally(settled);
+    if (signal.aborted) onAbort();
+  });
 }
 
 /** An audited change that left no record is a fault of the handler: it is answered as one, and logged as one. */

@@ -82,6 +82,8 @@ export function healthRoutes(router: ConnectRouter, health: HealthState, service
         const now = known ? status() : ServingStatus.SERVICE_UNKNOWN;
         if (now !== last) yield { status: now };
         last = now;
+        // A watch that went on would hold up the drain.
+        if (health.state === "draining") return;
         await new Promise<void>((resolve) => {
           const stop = health.onChange(done);
           context.signal.addEventListener("abort", done, { once: true });

@@ -1,21 +1,24 @@
 import type { ServerResponse } from "node:http";
-import type { Http2ServerResponse } from "node:http2";
-import type { DescMethod, JsonValue } from "@bufbuild/protobuf";
+import { constants, type Http2ServerResponse } from "node:http2";
+import type { DescMethod, JsonValue, Message } from "@bufbuild/protobuf";
+import { createValidator } from "@bufbuild/protovalidate";
 import { ConnectError, type ContextValues, createContextValues } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
 import { errorFromJson } from "@connectrpc/connect/protocol-connect";
 import { universalRequestFromNodeRequest, universalResponseToNodeResponse } from "@connectrpc/connect-node";
 import type { Logger } from "pino";
-import { type AdmissionDeps, admit, checkFields } from "./admit.ts";
+import { type AdmissionDeps, admit, admitFields } from "./admit.ts";
+import type { Call } from "./call.ts";
 import { type Connection, connectionKey } from "./connection.ts";
 import type { Cors } from "./cors.ts";
+import { isGuarded } from "./credentials.ts";
 import { demandAudit } from "./enforce-policy.ts";
 import { fail, Reason, reasonOf } from "./errors.ts";
-import { presentable, requestIdHeader, requestIdOf } from "./observe.ts";
+import { presentable, type RpcMetrics, recordCall, requestIdHeader, requestIdOf } from "./observe.ts";
 import type { Policy } from "./policy.ts";
 import { problemOf } from "./problem.ts";
 import { limitHeaders } from "./ratelimit-headers.ts";
-import { messageOfParams, type RestMatch, type RestRouter, toRequestJson } from "./rest.ts";
+import { messageOfParams, paramsOfMessage, type RestMatch, type RestRouter, toRequestJson } from "./rest.ts";
 import type { HttpRequest, HttpResponse, HttpRoute } from "./service.ts";
 import { refuseUnknownKeys } from "./unknown-json-keys.ts";
 
@@ -31,6 +34,8 @@ export interface HttpHandlerOptions {
   readonly cors?: Cors;
   readonly admission: AdmissionDeps;
   readonly log: Logger;
+  /** Counts HTTP that is no rpc, which passes no interceptor. */
+  readonly metrics: RpcMetrics;
   connectionOf(request: HttpRequest): Connection;
 }
 
@@ -118,7 +123,7 @@ async function send(answer: UniversalServerResponse, response: HttpResponse): Pr
   try {
     await universalResponseToNodeResponse(answer, response as ServerResponse);
   } catch (error) {
-    if (!response.destroyed && !response.writableEnded) throw error;
+    if (!isGone(response)) throw error;
   }
 }
 
@@ -136,7 +141,11 @@ async function serveRest(
   try {
     // HEAD is GET without the body.
     const isHead = request.method === "HEAD";
-    const match = options.rest?.match(isHead ? "GET" : (request.method ?? ""), path);
+    const verb = isHead ? "GET" : (request.method ?? "");
+    const match = options.rest?.match(verb, path);
+    if (match === undefined && verbs.includes(verb)) {
+      throw fail(Reason.REQUEST_MALFORMED, "the path is not well encoded", {});
+    }
     if (match === undefined) {
       respond(response, 405, { allow: verbs.join(", "), "content-type": "text/plain" }, "");
       return;
@@ -175,25 +184,60 @@ async function serveHttpRoute(
   if (policy === undefined) throw fail(Reason.CALLER_KIND_NOT_ALLOWED, "the method has no policy", {});
   const gone = new AbortController();
   response.once("close", () => gone.abort());
-  const connection = options.connectionOf(request);
-  const { call, limit } = await admit(
-    { method: route.method, policy, connection, header, requestId, signal: gone.signal },
-    options.admission,
-  );
-  checkFields(messageOfParams(route.method, match.params), call.caller, policy);
-  const guard = options.admission.credentials.guard(call.caller);
-  const signal = AbortSignal.any([gone.signal, guard.signal]);
-  // A transfer under way ends with the credential that began it.
-  guard.signal.addEventListener("abort", () => abandon(response), { once: true });
-  response.setHeader(requestIdHeader, requestId);
-  response.setHeader("cache-control", "no-store");
-  response.setHeader("x-content-type-options", "nosniff");
-  if (limit !== undefined) for (const [name, value] of limitHeaders(limit)) response.setHeader(name, value);
+  const record = recordCall(options.log, options.metrics, route.method, requestId);
+  let call: Call | undefined;
   try {
-    await route.handle({ ...call, signal }, request, response, match.params);
-    demandAudit(call, route.method, options.log);
-  } finally {
-    guard.release();
+    const connection = options.connectionOf(request);
+    const admission = await admit(
+      { method: route.method, policy, connection, header, requestId, signal: gone.signal },
+      options.admission,
+    );
+    call = admission.call;
+    const message = messageOfParams(route.method, match.params);
+    admitFields(message, call, policy, route.method, options.admission);
+    refuseInvalidParams(route.method, message, match.params);
+    const params = paramsOfMessage(route.method, message, match.params);
+    const guard = isGuarded(call.caller.kind) ? options.admission.credentials.guard(call.caller) : undefined;
+    try {
+      response.setHeader(requestIdHeader, requestId);
+      response.setHeader("cache-control", "no-store");
+      response.setHeader("x-content-type-options", "nosniff");
+      const { limit } = admission;
+      if (limit !== undefined) for (const [name, value] of limitHeaders(limit)) response.setHeader(name, value);
+      if (guard === undefined) {
+        await route.handle(call, request, response, params);
+      } else {
+        guard.signal.throwIfAborted();
+        // A transfer under way ends with the credential that began it.
+        guard.signal.addEventListener("abort", () => abandon(response), { once: true });
+        const signal = AbortSignal.any([gone.signal, guard.signal]);
+        await route.handle({ ...call, signal }, request, response, params);
+      }
+      demandAudit(call, route.method, options.log);
+    } finally {
+      guard?.release();
+    }
+    record(call);
+  } catch (error) {
+    throw record(call, error);
+  }
+}
+
+const validator = createValidator();
+
+/** The path's variables are held to the bounds that the contract gives their fields; other fields are not looked at. */
+function refuseInvalidParams(
+  method: DescMethod,
+  message: Record<string, unknown>,
+  params: Readonly<Record<string, string>>,
+): void {
+  const result = validator.validate(method.input, message as unknown as Message);
+  if (result.kind === "error") throw result.error;
+  if (result.kind === "valid") return;
+  for (const { field, message: problem } of result.violations) {
+    const [first] = field;
+    if (first?.kind !== "field" || !Object.hasOwn(params, first.name)) continue;
+    throw fail(Reason.VALIDATION_FAILED, `${first.name}: ${problem}`, { field: first.name });
   }
 }
 
@@ -274,7 +318,7 @@ export function respond(
   headers: Record<string, string>,
   body: string | Uint8Array,
 ): void {
-  if (response.destroyed || response.headersSent) return;
+  if (isGone(response) || response.headersSent) return;
   const target = response as ServerResponse & Http2ServerResponse;
   if (body.length === 0) {
     target.writeHead(status, headers);
@@ -285,10 +329,16 @@ export function respond(
   target.end(body);
 }
 
+/** Whether nobody can be answered any more. An HTTP/2 answer has no `destroyed` of its own. */
+function isGone(response: HttpResponse): boolean {
+  if ("stream" in response) return response.stream === undefined || response.stream.destroyed || response.stream.closed;
+  return response.destroyed;
+}
+
 /** Breaks an answer off, so that nobody takes the part for the whole. */
-function abandon(response: HttpResponse): void {
-  if (response.destroyed) return;
-  if ("stream" in response && response.stream !== undefined && response.stream !== null) response.stream.close(8);
+export function abandon(response: HttpResponse): void {
+  if (isGone(response)) return;
+  if ("stream" in response) response.stream.close(constants.NGHTTP2_CANCEL);
   else response.destroy();
 }
 

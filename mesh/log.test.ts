@@ -58,11 +58,10 @@ describe("a log", () => {
     fc.assert(fc.property(fc.string({ maxLength: 20 }), (text) => redactText(redactText(text)) === redactText(text)));
   });
 
-  it("takes bounded time for any text", () => {
-    for (const text of ["eyJ", "edg_a", "a://", "a.", "bearer "]) {
-      const started = performance.now();
-      redactText(text.repeat(50_000));
-      expect(performance.now() - started).toBeLessThan(2_000);
+  it("takes work in proportion to the text, whatever it is", () => {
+    // With work that grows as the square of the length, each of these would outlive the test's time by far.
+    for (const text of ["eyJ", "edg_a", "edg_a_", "a://", "a.", "://a", "bearer ", "eyJaaaaaaaa.", "-eyJ"]) {
+      redactText(text.repeat(500_000));
     }
   });
 

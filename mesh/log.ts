@@ -10,11 +10,14 @@ export interface LoggerOptions {
   readonly destination?: DestinationStream;
 }
 
-/** No word boundary is asked for before a token: in JSON a line break before it ends in a letter. */
+/**
+ * Tokens by their form. What may repeat without end begins only where a word begins, so that the work is linear; in JSON
+ * a word may also begin behind the letter of an escaped line break.
+ */
 const secretToken =
-  /edg_[a-z]{1,16}_[0-9A-Za-z]{8,}|eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?|octet_(?:live|test)_[\w.-]{8,}/g;
-const secretScheme = /\b(bearer|basic|dpop) +[\w.~+/=-]{8,}/gi;
-const secretUrl = /\b([a-z][a-z0-9+.-]*):\/\/[^@\s/"\\]+@/gi;
+  /edg_[a-z]{1,16}_[0-9A-Za-z]{8,}|octet_(?:live|test)_[\w.-]{8,}|(?:(?<![\w-])|(?<=\\[bfnrt]))eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?/g;
+const secretScheme = /\b(bearer|basic|dpop) {1,8}[\w.~+/=-]{8,}/gi;
+const secretUrl = /:\/\/[^@\s/"\\]+@/g;
 
 /** Fields that are not written, wherever they stand in the first two levels of what is logged. */
 const secretFields = [
@@ -57,7 +60,7 @@ export function redactText(text: string): string {
   return text
     .replace(secretToken, "[redacted]")
     .replace(secretScheme, "$1 [redacted]")
-    .replace(secretUrl, "$1://[redacted]@");
+    .replace(secretUrl, "://[redacted]@");
 }
 
 const levels: Readonly<Record<number, string>> = {

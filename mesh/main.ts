@@ -1,9 +1,12 @@
 import { createLogger } from "./log.ts";
-import { readRuntimeConfig } from "./runtime-config.ts";
+import { logLevelOf, readRuntimeConfig } from "./runtime-config.ts";
 import { startService } from "./serve.ts";
 import type { CreateService } from "./service.ts";
 import { portsOf, type ServiceName } from "./service-name.ts";
 import { createShutdown, handleSignals } from "./shutdown.ts";
+
+/** How long the parts of a service that are no listeners may take to end. */
+const partsTimeoutMs = 60_000;
 
 /**
  * Runs one service as a process of its own: reads the environment, starts, and ends in order on SIGINT and SIGTERM. A
@@ -11,7 +14,7 @@ import { createShutdown, handleSignals } from "./shutdown.ts";
  */
 export async function runService(name: ServiceName, create: CreateService): Promise<void> {
   const environment = process.env;
-  const log = createLogger({ service: name, level: environment.OCTOMESH_LOG_LEVEL, pretty: process.stdout.isTTY });
+  const log = createLogger({ service: name, level: logLevelOf(environment), pretty: process.stdout.isTTY });
   const shutdown = createShutdown(log);
   handleSignals(shutdown, log);
   try {
@@ -19,7 +22,7 @@ export async function runService(name: ServiceName, create: CreateService): Prom
     const urlOf = (sibling: ServiceName): string =>
       config.siblingUrls[sibling] ?? `https://127.0.0.1:${portsOf(sibling).mesh}`;
     const service = await startService({ name, create, config, environment, urlOf, log });
-    shutdown.add(name, () => service.stop());
+    shutdown.add(name, () => service.stop(), config.graceMs + partsTimeoutMs);
     log.info({ ports: service.ports }, "listening");
     await service.ready();
     log.info("ready");

@@ -1,9 +1,10 @@
 import { randomBytes } from "node:crypto";
-import { create } from "@bufbuild/protobuf";
+import { create, type DescMethod } from "@bufbuild/protobuf";
 import { Code, ConnectError, type Interceptor, type StreamResponse, type UnaryResponse } from "@connectrpc/connect";
 import { ErrorInfoSchema } from "@octomesh/proto/google/rpc/error_details_pb";
 import type { Logger } from "pino";
 import { Counter, Histogram, type Registry } from "prom-client";
+import type { Call } from "./call.ts";
 import { callKey } from "./call-context.ts";
 import { mapDatabaseError } from "./database-error.ts";
 import { downstreamOf } from "./downstream.ts";
@@ -52,34 +53,51 @@ export function createRpcMetrics(registry: Registry): RpcMetrics {
 }
 
 /**
+ * Begins to observe a call. The function that it returns ends that: it logs one line, counts the call, and answers with
+ * the error made fit to be sent.
+ */
+export function recordCall(
+  log: Logger,
+  metrics: RpcMetrics,
+  method: DescMethod,
+  requestId: string,
+): (call: Call | undefined, error?: unknown) => ConnectError | undefined {
+  const started = performance.now();
+  const name = `${method.parent.typeName}/${method.name}`;
+  return (call, error) => {
+    const elapsed = performance.now() - started;
+    const refused = error === undefined ? undefined : presentable(error, log, name, requestId);
+    const code = refused === undefined ? "ok" : Code[refused.code].toLowerCase();
+    metrics.observe(name, code, elapsed / 1000);
+    const line = {
+      method: name,
+      request_id: requestId,
+      code,
+      ms: Math.round(elapsed * 100) / 100,
+      caller: call?.caller.kind,
+      caller_id: call?.caller.id,
+      org_id: call?.orgId,
+      reason: refused === undefined ? undefined : errorReason(refused),
+    };
+    if (refused?.code === Code.Internal) log.error(line, "call failed");
+    else log.debug(line, "call");
+    refused?.metadata.set(requestIdHeader, requestId);
+    return refused;
+  };
+}
+
+/**
  * The outermost interceptor: names the request, logs one line for it, counts it, and makes every error fit to be sent:
  * with an ErrorInfo, without the text of what nobody meant to throw.
  */
 export function observe(log: Logger, metrics: RpcMetrics): Interceptor {
   return (next) => async (request) => {
-    const started = performance.now();
     const requestId = requestIdOf(request.header);
-    const method = `${request.service.typeName}/${request.method.name}`;
+    const record = recordCall(log, metrics, request.method, requestId);
+    let ended = false;
     const finish = (error?: unknown): ConnectError | undefined => {
-      const elapsed = performance.now() - started;
-      const refused = error === undefined ? undefined : presentable(error, log, method, requestId);
-      const code = refused === undefined ? "ok" : Code[refused.code].toLowerCase();
-      metrics.observe(method, code, elapsed / 1000);
-      const call = request.contextValues.get(callKey);
-      const line = {
-        method,
-        request_id: requestId,
-        code,
-        ms: Math.round(elapsed * 100) / 100,
-        caller: call?.caller.kind,
-        caller_id: call?.caller.id,
-        org_id: call?.orgId,
-        reason: refused === undefined ? undefined : errorReason(refused),
-      };
-      if (refused?.code === Code.Internal) log.error(line, "call failed");
-      else log.debug(line, "call");
-      refused?.metadata.set(requestIdHeader, requestId);
-      return refused;
+      ended = true;
+      return record(request.contextValues.get(callKey), error);
     };
     let response: UnaryResponse | StreamResponse;
     try {
@@ -92,30 +110,51 @@ export function observe(log: Logger, metrics: RpcMetrics): Interceptor {
       finish();
       return response;
     }
-    return { ...response, message: observed(response.message, finish) };
+    // Where the caller goes away nobody may read the stream to its end.
+    const onGone = (): void => {
+      if (!ended) finish(gone());
+    };
+    request.signal.addEventListener("abort", onGone, { once: true });
+    return { ...response, message: observed(response.message, () => ended, finish) };
   };
 }
 
-async function* observed<T>(messages: AsyncIterable<T>, finish: (error?: unknown) => unknown): AsyncIterable<T> {
-  let ended = false;
+async function* observed<T>(
+  messages: AsyncIterable<T>,
+  hasEnded: () => boolean,
+  finish: (error?: unknown) => unknown,
+): AsyncIterable<T> {
   try {
     yield* messages;
-    ended = true;
-    finish();
+    if (!hasEnded()) finish();
   } catch (error) {
-    ended = true;
+    if (hasEnded()) throw gone();
     throw finish(error);
   } finally {
-    if (!ended) finish(fail(Reason.CANCELLED, "the caller ended the stream"));
+    if (!hasEnded()) finish(gone());
   }
 }
 
-/** Turns whatever was thrown into an error that may be sent. */
+function gone(): ConnectError {
+  return fail(Reason.CANCELLED, "the caller ended the stream");
+}
+
+/** Refusals of the calling service by a sibling: a fault between services, whoever the call was made for. */
+const refusalsOfPeers: readonly (Reason | undefined)[] = [Reason.PEER_NOT_ALLOWED, Reason.CALLER_KIND_NOT_ALLOWED];
+
+/** Codes of errors that nobody chose: what they say is for the log. */
+const codesOfFaults: readonly Code[] = [Code.Unknown, Code.Internal, Code.DataLoss];
+
+/**
+ * Turns whatever was thrown into an error that may be sent. A sibling's refusal is passed on only where the call was
+ * made on the caller's behalf and the sibling itself gave a reason; the text of faults stays in the log.
+ */
 export function presentable(thrown: unknown, log: Logger, method: string, requestId: string): ConnectError {
   const error = mapDatabaseError(thrown);
   if (error instanceof ConnectError) {
+    const reason = reasonOf(error);
     const downstream = downstreamOf(error);
-    if (downstream !== undefined && !downstream.delegated) {
+    if (downstream !== undefined && (!downstream.delegated || reason === undefined)) {
       if (error.code === Code.Unavailable || error.code === Code.DeadlineExceeded || error.code === Code.Canceled) {
         return fail(
           Reason.DEPENDENCY_UNAVAILABLE,
@@ -124,17 +163,30 @@ export function presentable(thrown: unknown, log: Logger, method: string, reques
           { retryAfterMs: 1000, cause: error },
         );
       }
-      log.error({ method, request_id: requestId, err: error }, "a sibling refused a call");
-      return fail(Reason.INTERNAL, "internal error", {}, { cause: error });
     }
-    if (reasonOf(error) === undefined) addReason(error);
-    if (error.code !== Code.Internal || reasonOf(error) === Reason.INTERNAL) return error;
+    const isFaultBetweenUs =
+      downstream !== undefined && (!downstream.delegated || reason === undefined || refusalsOfPeers.includes(reason));
+    if (isFaultBetweenUs) {
+      log.error({ method, request_id: requestId, err: error }, "a sibling refused a call");
+      return internalError(error);
+    }
+    if (reason === Reason.INTERNAL && error.rawMessage === internalMessage) return error;
+    if (!codesOfFaults.includes(error.code)) {
+      if (reason === undefined) addReason(error);
+      return error;
+    }
   }
   if (error instanceof Error && error.name === "AbortError") {
     return fail(Reason.CANCELLED, "the call was cancelled", {}, { cause: error });
   }
   log.error({ method, request_id: requestId, err: error }, "unexpected error");
-  return fail(Reason.INTERNAL, "internal error", {}, { cause: error });
+  return internalError(error);
+}
+
+const internalMessage = "internal error";
+
+function internalError(cause: unknown): ConnectError {
+  return fail(Reason.INTERNAL, internalMessage, {}, { cause });
 }
 
 const reasonsOfCodes: Partial<Record<Code, string>> = {

@@ -1,4 +1,4 @@
-import { type DescMethod, type DescService, getOption, hasOption } from "@bufbuild/protobuf";
+import { type DescMethod, type DescService, getOption, hasOption, ScalarType } from "@bufbuild/protobuf";
 import { Health } from "@octomesh/proto/grpc/health/v1/health_pb";
 import { ServerReflection } from "@octomesh/proto/grpc/reflection/v1/reflection_pb";
 import { ServerReflection as ServerReflectionAlpha } from "@octomesh/proto/grpc/reflection/v1alpha/reflection_pb";
@@ -29,7 +29,9 @@ export interface Policy {
   /** The method writes without an audit record of its own, for a reason that the contract names. */
   readonly auditExempt: boolean;
   readonly feature: number;
+  /** Property of the request message that must hold the calling device's own id; "" for none. */
   readonly selfField: string;
+  /** Property of the request message that must hold the caller's own organisation; "" for none. */
   readonly orgField: string;
   readonly httpOnly: boolean;
   /** Some caller other than a peer is admitted, so that the method exists on the public listener. */
@@ -90,6 +92,9 @@ export function policyOf(method: DescMethod): Policy {
     throw new Error(`${name} demands no scope of keys`);
   }
   if (callers.has("session") && option.role === Role.UNSPECIFIED) throw new Error(`${name} demands no role of members`);
+  if (callers.has("public") && [...callers].some((kind) => !["public", "peer", "delegated"].includes(kind))) {
+    throw new Error(`${name} admits everybody, whose credentials are ignored, and names other kinds of caller`);
+  }
   if (option.surface === Surface.UNSPECIFIED) throw new Error(`${name} counts against no rate limit`);
   return {
     callers,
@@ -100,11 +105,21 @@ export function policyOf(method: DescMethod): Policy {
     audit: option.audit,
     auditExempt: option.auditExemption !== AuditExemption.UNSPECIFIED,
     feature: option.feature,
-    selfField: option.selfField,
-    orgField: option.orgField,
+    selfField: fieldOf(method, option.selfField),
+    orgField: fieldOf(method, option.orgField),
     httpOnly: option.httpOnly,
     isPublic: [...callers].some((kind) => kind !== "peer" && kind !== "delegated"),
   };
+}
+
+/** The property of a request message by the name of its field, which must be a plain string. */
+function fieldOf(method: DescMethod, name: string): string {
+  if (name === "") return "";
+  const field = method.input.fields.find((each) => each.name === name);
+  if (field?.fieldKind !== "scalar" || field.scalar !== ScalarType.STRING) {
+    throw new Error(`${method.parent.typeName}/${method.name} checks ${name}, which is no string of its request`);
+  }
+  return field.localName;
 }
 
 /** GetCaller tells a caller what it holds already; it is the one method that keys may call without any scope. */

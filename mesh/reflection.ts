@@ -3,18 +3,19 @@ import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
 import { Code, type ConnectRouter } from "@connectrpc/connect";
 import { ServerReflection, type ServerReflectionRequest } from "@octomesh/proto/grpc/reflection/v1/reflection_pb";
 import { ServerReflection as ServerReflectionAlpha } from "@octomesh/proto/grpc/reflection/v1alpha/reflection_pb";
+import { fail, Reason } from "./errors.ts";
 
 /** Serves gRPC server reflection, versions v1 and v1alpha, for the given rpc services and all that they refer to. */
 export function reflectionRoutes(router: ConnectRouter, services: readonly DescService[]): void {
   const index = indexOf(services);
   router.service(ServerReflection, {
     async *serverReflectionInfo(requests) {
-      for await (const request of requests) yield answer(index, request);
+      for await (const request of bounded(requests)) yield answer(index, request);
     },
   });
   router.service(ServerReflectionAlpha, {
     async *serverReflectionInfo(requests) {
-      for await (const request of requests) {
+      for await (const request of bounded(requests)) {
         // The two versions differ in their package's name only.
         const { $typeName: _request, ...fields } = request;
         const { messageResponse } = answer(index, fields as unknown as ServerReflectionRequest);
@@ -22,6 +23,20 @@ export function reflectionRoutes(router: ConnectRouter, services: readonly DescS
       }
     },
   });
+}
+
+/** Rate limits count a stream once, however much is asked on it. */
+const maxRequestsOfStream = 1000;
+
+async function* bounded<T>(requests: AsyncIterable<T>): AsyncIterable<T> {
+  let count = 0;
+  for await (const request of requests) {
+    count += 1;
+    if (count > maxRequestsOfStream) {
+      throw fail(Reason.RATE_LIMITED, `a stream may ask ${maxRequestsOfStream} times`, {}, { retryAfterMs: 1000 });
+    }
+    yield request;
+  }
 }
 
 interface ReflectionIndex {
@@ -108,13 +123,23 @@ function answer(index: ReflectionIndex, request: ServerReflectionRequest) {
   }
 }
 
+const serialized = new WeakMap<DescFile, Uint8Array>();
+
+function bytesOf(file: DescFile): Uint8Array {
+  const known = serialized.get(file);
+  if (known !== undefined) return known;
+  const bytes = toBinary(FileDescriptorProtoSchema, file.proto);
+  serialized.set(file, bytes);
+  return bytes;
+}
+
 /** A file and everything that it imports, so that one answer suffices. */
 function fileAnswer(host: string, file: DescFile | undefined) {
   if (file === undefined) return notFound(host);
   const files = new Map<string, Uint8Array>();
   const visit = (each: DescFile): void => {
     if (files.has(each.name)) return;
-    files.set(each.name, toBinary(FileDescriptorProtoSchema, each.proto));
+    files.set(each.name, bytesOf(each));
     for (const dependency of each.dependencies) visit(dependency);
   };
   visit(file);

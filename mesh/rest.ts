@@ -34,7 +34,7 @@ export interface RestMatch {
 
 /** Finds the binding of a request. */
 export interface RestRouter {
-  /** `undefined` where no path fits; `allow` lists the verbs of paths that do. */
+  /** `undefined` where no path fits, or where its variables are no valid percent-encoding; `allow` tells which. */
   match(verb: string, path: string): RestMatch | undefined;
   /** Verbs that a path has bindings for. */
   allow(path: string): readonly string[];
@@ -65,7 +65,10 @@ interface CompiledBinding {
 
 const maxPathLength = 2048;
 
-/** Compiles bindings into a router. Throws where two bindings have the same verb and the same shape of path. */
+/**
+ * Compiles bindings into a router. Throws where two bindings have the same verb and the same shape of path, and where a
+ * template has a variable that is no field of the request, or is of a form that is not understood.
+ */
 export function createRestRouter(bindings: readonly RestBinding[]): RestRouter {
   const compiled = bindings.map(compile).sort((a, b) => b.weight - a.weight);
   const shapes = new Map<string, string>();
@@ -118,14 +121,24 @@ function compile(binding: RestBinding): CompiledBinding {
     .map((part) => {
       const variable = /^\{([a-z_.]+)\}$/.exec(part);
       if (variable?.[1] === undefined) {
+        if (/[{}]/.test(part)) throw new Error(`${binding.template} is a template of a form that is not understood`);
         weight += part.length;
         return part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+      }
+      if (!hasField(binding.method.input, variable[1].split("."))) {
+        throw new Error(`${binding.template} names ${variable[1]}, which is no field of its request`);
       }
       names.push(variable[1]);
       return "([^/:]+)";
     })
     .join("");
   return { binding, pattern: new RegExp(`^${source}$`), names, weight };
+}
+
+function hasField(message: DescMessage, path: readonly string[]): boolean {
+  const field = message.fields.find((each) => each.name === path[0]);
+  if (field === undefined || path.length === 1) return field !== undefined;
+  return field.fieldKind === "message" && hasField(field.message, path.slice(1));
 }
 
 function decode(segment: string): string | undefined {
@@ -138,7 +151,8 @@ function decode(segment: string): string | undefined {
 
 /**
  * Builds the JSON of an rpc request from a REST request: body, then query, then path, each winning over the one before.
- * Unknown query parameters are refused (REQUEST_MALFORMED), so that a misspelt filter does not silently list all.
+ * Unknown query parameters are refused (REQUEST_MALFORMED), so that a misspelt filter does not silently list all; so are
+ * query parameters where the whole request is the body.
  */
 export function toRequestJson(
   binding: RestBinding,
@@ -156,14 +170,11 @@ export function toRequestJson(
   } else if (binding.body !== "" && body !== undefined) {
     json[binding.body] = body;
   }
-  if (binding.body !== "*") {
-    let count = 0;
-    for (const [path, value] of query) {
-      count += 1;
-      if (count > 100) throw fail(Reason.REQUEST_MALFORMED, "there are too many query parameters", {});
-      setField(json, input, path.split("."), value, path);
-    }
+  if (binding.body === "*" && query.size > 0) {
+    throw fail(Reason.REQUEST_MALFORMED, "the parameters of this method go into the body", {});
   }
+  if (query.size > 100) throw fail(Reason.REQUEST_MALFORMED, "there are too many query parameters", {});
+  for (const [path, value] of query) setField(json, input, path.split("."), value, path);
   for (const [path, value] of Object.entries(params)) setField(json, input, path.split("."), value, path);
   return json;
 }
@@ -178,7 +189,7 @@ function setField(json: JsonObject, message: DescMessage, path: readonly string[
   }
   if (rest.length > 0) {
     if (field.fieldKind !== "message") throw fail(Reason.REQUEST_MALFORMED, `${whole.slice(0, 64)} has no parts`, {});
-    const inner = json[field.name];
+    const inner = Object.hasOwn(json, field.name) ? json[field.name] : undefined;
     const nested: JsonObject = typeof inner === "object" && inner !== null && !Array.isArray(inner) ? inner : {};
     json[field.name] = nested;
     setField(nested, field.message, rest, value, whole);
@@ -213,4 +224,18 @@ export function messageOfParams(method: DescMethod, params: Record<string, strin
     if (field !== undefined) message[field.localName] = value;
   }
   return message;
+}
+
+/** The path's variables as they stand in a message that policy has looked at, which fills in what `-` stands for. */
+export function paramsOfMessage(
+  method: DescMethod,
+  message: Record<string, unknown>,
+  params: Record<string, string>,
+): Record<string, string> {
+  const filled: Record<string, string> = Object.create(null);
+  for (const [name, value] of Object.entries(params)) {
+    const field = method.input.fields.find((each) => each.name === name);
+    filled[name] = field === undefined ? value : String(message[field.localName]);
+  }
+  return filled;
 }

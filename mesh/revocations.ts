@@ -94,25 +94,41 @@ export function createRevocations(options: RevocationsOptions): Revocations {
       });
   };
 
+  let attempt = new AbortController();
+  let silence: NodeJS.Timeout | undefined;
+  let staleness: NodeJS.Timeout | undefined;
+  /** Identity beats every second: a stream that has gone silent is given up. */
+  const heard = (isCaughtUp: boolean): void => {
+    clearTimeout(silence);
+    silence = setTimeout(() => attempt.abort(), staleAfterMs).unref();
+    if (!isCaughtUp) return;
+    heardMs = clock.now();
+    // Beside the clock, which somebody may set back.
+    clearTimeout(staleness);
+    staleness = setTimeout(() => {
+      heardMs = Number.NEGATIVE_INFINITY;
+    }, staleAfterMs).unref();
+  };
+
   const follow = async (onCaughtUp: () => void): Promise<void> => {
     let failures = 0;
     while (!stopped.signal.aborted) {
-      const attempt = new AbortController();
+      attempt = new AbortController();
       const end = (): void => attempt.abort();
       stopped.signal.addEventListener("abort", end, { once: true });
-      // A stream that has gone silent is given up, since identity beats every second.
-      let silence = setTimeout(end, staleAfterMs);
+      // A stream that resumes says nothing of now until it has caught up with what was missed meanwhile.
+      let isCaughtUp = false;
+      heard(false);
       try {
         const stream = client.watchRevocations({ subscriberId, cursor }, { signal: attempt.signal });
         for await (const message of stream) {
-          clearTimeout(silence);
-          silence = setTimeout(end, staleAfterMs);
           for (const revocation of message.revocations) apply(revocation);
           const moved = message.cursor !== cursor;
           cursor = message.cursor;
-          heardMs = clock.now();
+          isCaughtUp ||= message.caughtUp;
+          heard(isCaughtUp);
           failures = 0;
-          if (message.caughtUp && !caughtUp) {
+          if (isCaughtUp && !caughtUp) {
             caughtUp = true;
             onCaughtUp();
           }
@@ -124,12 +140,13 @@ export function createRevocations(options: RevocationsOptions): Revocations {
       } catch (error) {
         if (!stopped.signal.aborted) log.warn({ err: error }, "revocations: stream lost");
       } finally {
-        clearTimeout(silence);
         stopped.signal.removeEventListener("abort", end);
       }
       failures += 1;
       await pause(Math.min(2000, 25 * 2 ** Math.min(failures, 7)) * (0.5 + Math.random() / 2), stopped.signal);
     }
+    clearTimeout(silence);
+    clearTimeout(staleness);
   };
 
   return {

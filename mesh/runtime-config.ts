@@ -72,7 +72,11 @@ export function readRuntimeConfig(name: ServiceName, environment: config.Environ
     [`${own}_PUBLIC_PORT`]: config.port(ports.public),
     [`${own}_ADMIN_PORT`]: config.port(ports.admin),
     OCTOMESH_ALLOW_PLAINTEXT: config.boolean(false),
-    OCTOMESH_TRUST_DOMAIN: config.text(defaultTrustDomain),
+    OCTOMESH_TRUST_DOMAIN: matching(
+      /^[a-z0-9._-]{1,255}$/,
+      "a SPIFFE trust domain such as mesh.example.com",
+      defaultTrustDomain,
+    ),
     OCTOMESH_TLS_KEY_FILE: config.optionalText(),
     OCTOMESH_TLS_CERT_FILE: config.optionalText(),
     OCTOMESH_TLS_BUNDLE_FILE: config.optionalText(),
@@ -89,14 +93,15 @@ export function readRuntimeConfig(name: ServiceName, environment: config.Environ
     OCTOMESH_TRUSTED_PROXIES: config.cidrList(),
     OCTOMESH_PROXY_PROTOCOL: config.boolean(false),
     OCTOMESH_CORS_ORIGINS: config.list(),
-    OCTOMESH_LOG_LEVEL: config.text("info"),
-    OCTOMESH_DRAIN_GRACE: config.duration(10_000),
+    OCTOMESH_LOG_LEVEL: matching(
+      /^(trace|debug|info|warn|error|fatal|silent)$/,
+      "trace, debug, info, warn or error",
+      "info",
+    ),
+    OCTOMESH_DRAIN_GRACE: config.duration(10_000, 0, 3_600_000),
+    ...siblingReaders,
+    ...limitReaders,
   });
-  const siblings = config.readEnvironment(
-    environment,
-    Object.fromEntries(serviceNames.map((each) => [`OCTOMESH_${variableOf(each)}_URL`, config.optionalText()])),
-  );
-  const limits = readLimits(environment);
   const value = basics as typeof basics & Record<string, unknown>;
   const problems: string[] = [];
   const production = value.OCTOMESH_PRODUCTION;
@@ -124,6 +129,12 @@ export function readRuntimeConfig(name: ServiceName, environment: config.Environ
   if (redisUrl !== undefined && production && !redisUrl.startsWith("rediss://") && !isLocalUrl(redisUrl)) {
     problems.push("REDIS_URL must begin with rediss:// in production");
   }
+  if (redisUrl !== undefined && !/^rediss?:\/\//.test(redisUrl)) {
+    problems.push("REDIS_URL must begin with redis:// or rediss://");
+  }
+  if (value.OCTOMESH_PROXY_PROTOCOL && value.OCTOMESH_TRUSTED_PROXIES.size === 0) {
+    problems.push("OCTOMESH_PROXY_PROTOCOL is true and OCTOMESH_TRUSTED_PROXIES is not set: nobody would be believed");
+  }
   if (value.OCTOMESH_REPLICAS > 1 && redisUrl === undefined) {
     problems.push("OCTOMESH_REPLICAS is more than 1 and REDIS_URL is not set: limits would count per replica");
   }
@@ -149,7 +160,7 @@ export function readRuntimeConfig(name: ServiceName, environment: config.Environ
     publicTls: publicFiles && { keyFile: publicFiles[0], certificateFile: publicFiles[1] },
     siblingUrls: Object.fromEntries(
       serviceNames.flatMap((each) => {
-        const url = siblings[`OCTOMESH_${variableOf(each)}_URL`] as string | undefined;
+        const url = value[`OCTOMESH_${variableOf(each)}_URL`] as string | undefined;
         return url === undefined ? [] : [[each, url]];
       }),
     ),
@@ -162,28 +173,54 @@ export function readRuntimeConfig(name: ServiceName, environment: config.Environ
     trustedProxies: value.OCTOMESH_TRUSTED_PROXIES,
     proxyProtocol: value.OCTOMESH_PROXY_PROTOCOL,
     corsOrigins: value.OCTOMESH_CORS_ORIGINS,
-    limits,
+    limits: Object.fromEntries(
+      limitSurfaces.map((surface) => [
+        surface,
+        { points: value[limitVariable(surface)] as number, windowMs: defaultLimits[surface].windowMs },
+      ]),
+    ) as Record<LimitSurface, Limit>,
     logLevel: value.OCTOMESH_LOG_LEVEL,
     graceMs: value.OCTOMESH_DRAIN_GRACE,
   };
 }
 
+/** `OCTOMESH_<SERVICE>_URL`: where a sibling's mesh port is. Never without TLS, which alone proves who answers. */
+const siblingReaders: Record<string, config.Reader<string | undefined>> = Object.fromEntries(
+  serviceNames.map((each) => [`OCTOMESH_${variableOf(each)}_URL`, optional(config.url(["https:"]))]),
+);
+
+const limitSurfaces = Object.keys(defaultLimits) as LimitSurface[];
+
 /** `OCTOMESH_LIMIT_<SURFACE>`: calls per minute, 1 to 10,000,000. */
-function readLimits(environment: config.Environment): Record<LimitSurface, Limit> {
-  const surfaces = Object.keys(defaultLimits) as LimitSurface[];
-  const name = (surface: LimitSurface): string => `OCTOMESH_LIMIT_${surface.toUpperCase()}`;
-  const read = config.readEnvironment(
-    environment,
-    Object.fromEntries(
-      surfaces.map((surface) => [name(surface), config.integer(1, 10_000_000, defaultLimits[surface].points)]),
-    ),
-  );
-  return Object.fromEntries(
-    surfaces.map((surface) => [
-      surface,
-      { points: read[name(surface)] as number, windowMs: defaultLimits[surface].windowMs },
-    ]),
-  ) as Record<LimitSurface, Limit>;
+const limitReaders: Record<string, config.Reader<number>> = Object.fromEntries(
+  limitSurfaces.map((surface) => [
+    limitVariable(surface),
+    config.integer(1, 10_000_000, defaultLimits[surface].points),
+  ]),
+);
+
+function limitVariable(surface: LimitSurface): string {
+  return `OCTOMESH_LIMIT_${surface.toUpperCase()}`;
+}
+
+function optional<T>(reader: config.Reader<T>): config.Reader<T | undefined> {
+  return (name, environment) => (environment[name] ? reader(name, environment) : { value: undefined });
+}
+
+const logLevels: readonly string[] = ["trace", "debug", "info", "warn", "error", "fatal", "silent"];
+
+/** The configured log level where it is one, else `info`: for those who log before the configuration is read. */
+export function logLevelOf(environment: config.Environment): string {
+  const level = environment.OCTOMESH_LOG_LEVEL ?? "";
+  return logLevels.includes(level) ? level : "info";
+}
+
+function matching(pattern: RegExp, expected: string, fallback: string): config.Reader<string> {
+  return (name, environment) => {
+    const value = environment[name] || fallback;
+    if (pattern.test(value)) return { value };
+    return { problem: ` is ${JSON.stringify(value.slice(0, 80))}: ${expected} is expected` };
+  };
 }
 
 function together(

@@ -73,6 +73,7 @@ export interface StartOptions {
 const readMaxBytes = 4 * 1024 * 1024;
 const writeMaxBytes = 16 * 1024 * 1024;
 const maxTimeoutMs = 120_000;
+const graceToSpareMs = 5_000;
 
 /**
  * Opens a service: reads its policies, opens what it needs and listens on its ports. It answers calls between services
@@ -150,19 +151,17 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
     credentials,
     limiter,
     log,
+    draining: shutdown.signal,
     denied: (caller, policy, method, reason, requestId) => logDenial(log, caller, policy, method, reason, requestId),
   };
+  const rpcMetrics = createRpcMetrics(metrics);
+  // No shutdownSignal: it would abort unary calls under way, which a drain lets finish. Streams end by enforcePolicy.
   const routerOptions = {
-    interceptors: [
-      observe(log, createRpcMetrics(metrics)),
-      enforcePolicy(policies, admission),
-      createValidateInterceptor(),
-    ],
+    interceptors: [observe(log, rpcMetrics), enforcePolicy(policies, admission), createValidateInterceptor()],
     readMaxBytes,
     writeMaxBytes,
     maxTimeoutMs,
     jsonOptions: { useProtoFieldName: true, alwaysEmitImplicit: true, ignoreUnknownFields: false },
-    shutdownSignal: shutdown.signal,
   };
   const isPublic = (each: DescService): boolean =>
     each.methods.some((method) => policies.get(method)?.isPublic === true);
@@ -194,7 +193,7 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
     for (const [foreign, policy] of loadPolicies([each])) policies.set(foreign, policy);
   }
 
-  const shared = { policies, admission, log };
+  const shared = { policies, admission, log, metrics: rpcMetrics };
   const meshHandler = createHttpHandler({
     ...shared,
     handlers: meshRouter.handlers,
@@ -215,15 +214,20 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
     connectionOf: (request) => publicConnection(request, config),
   });
 
-  const listen = async (part: string, work: Promise<Listener>): Promise<number> => {
+  const listeners: Listener[] = [];
+  // All drain at the same time, so that one grace is enough for all of them.
+  const ports = async (): Promise<void> => {
+    await Promise.all(listeners.map((listener) => listener.close(config.graceMs)));
+  };
+  shutdown.add("ports", ports, config.graceMs + graceToSpareMs);
+  const listen = async (work: Promise<Listener>): Promise<number> => {
     const listener = await work;
-    shutdown.add(part, () => listener.close(config.graceMs));
+    listeners.push(listener);
     return listener.port;
   };
   const variable = `OCTOMESH_${variableOf(name)}`;
   const { allowPlaintext } = config;
   const admin = await listen(
-    "admin port",
     listenPlain({
       host: config.adminHost,
       port: config.ports.admin,
@@ -238,7 +242,6 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
     }),
   );
   const mesh = await listen(
-    "mesh port",
     listenMutualTls({
       host: config.meshHost,
       port: config.ports.mesh,
@@ -251,9 +254,7 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
     }),
   );
   const publicPort =
-    embedded === undefined
-      ? await listen("public port", listenPublic(name, config, log, publicHandler, health))
-      : undefined;
+    embedded === undefined ? await listen(listenPublic(name, config, log, publicHandler, health)) : undefined;
 
   return {
     name,
@@ -316,12 +317,10 @@ function listenPublic(
     port: config.ports.public,
     portVariable: `OCTOMESH_${variableOf(name)}_PUBLIC_PORT`,
     log,
+    proxyProtocolFrom: config.proxyProtocol ? config.trustedProxies : undefined,
     handler: createOrigin([handler], async () => Object.keys(await health.problems()).length === 0),
   };
-  if (config.publicTls === undefined) {
-    const proxyProtocolFrom = config.proxyProtocol ? config.trustedProxies : undefined;
-    return listenPlain({ ...base, allowPlaintext: config.allowPlaintext, proxyProtocolFrom });
-  }
+  if (config.publicTls === undefined) return listenPlain({ ...base, allowPlaintext: config.allowPlaintext });
   return listenTls({
     ...base,
     key: readFileSync(config.publicTls.keyFile, "utf8"),

@@ -3,8 +3,8 @@ import type { Logger } from "pino";
 
 /** Ends what a process opened, in the reverse order of its opening. */
 export interface Shutdown {
-  /** Adds something to end. What was added last ends first. */
-  add(name: string, close: () => Promise<void> | void): void;
+  /** Adds something to end. What was added last ends first. It may take `timeoutMs`, the shutdown's own by default. */
+  add(name: string, close: () => Promise<void> | void, timeoutMs?: number): void;
   /** Ends everything, once; resolves when all is done. */
   run(reason: string): Promise<void>;
   /** Aborts as the shutdown begins. */
@@ -20,10 +20,10 @@ export function createShutdown(log: Logger, partTimeoutMs = 20_000): Shutdown {
   let running: Promise<void> | undefined;
   let isOver = false;
 
-  const end = async ({ name, close }: Part): Promise<void> => {
+  const end = async ({ name, close, timeoutMs }: Part): Promise<void> => {
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new Error(`${name} did not end in time`)), partTimeoutMs);
+      timer = setTimeout(() => reject(new Error(`${name} did not end in time`)), timeoutMs);
     });
     try {
       await Promise.race([Promise.resolve(close()), late]);
@@ -36,8 +36,8 @@ export function createShutdown(log: Logger, partTimeoutMs = 20_000): Shutdown {
 
   return {
     signal: controller.signal,
-    add(name, close) {
-      parts.push({ name, close });
+    add(name, close, timeoutMs = partTimeoutMs) {
+      parts.push({ name, close, timeoutMs });
       // What a start that was overtaken by the shutdown still opened.
       if (isOver) for (const part of parts.splice(0)) void end(part);
     },
@@ -56,11 +56,13 @@ export function createShutdown(log: Logger, partTimeoutMs = 20_000): Shutdown {
 interface Part {
   readonly name: string;
   readonly close: () => Promise<void> | void;
+  readonly timeoutMs: number;
 }
 
 /**
  * Ends the process by signal: SIGINT and SIGTERM shut down in order and exit 0; a second one exits at once, with 130 or
  * 143. An exception that nobody caught is logged, and the process shuts down and exits 1, as it does whatever asked first.
+ * A process that was started with a channel to its parent also ends, with 0, when that closes: the parent has gone.
  */
 export function handleSignals(shutdown: Shutdown, log: Logger): void {
   let exitCode: number | undefined;
@@ -81,6 +83,7 @@ export function handleSignals(shutdown: Shutdown, log: Logger): void {
   };
   onSignal("SIGINT", 130);
   onSignal("SIGTERM", 143);
+  process.on("disconnect", () => end("the parent has gone", 0));
   process.on("uncaughtException", (error) => {
     log.fatal({ err: error }, "uncaught exception");
     end("uncaughtException", 1);

@@ -42,7 +42,7 @@ describe.skipIf(skip !== undefined)("sliding windows on Redis", () => {
     const clock = { ms: startMs };
     const [windows, ...others] = replicas.map((redis) => createRedisWindows(redis, () => clock.ms));
     return { windows: windows!, others, clock };
-  }, 60);
+  }, 20);
 
   it("keep Redis's own time where none is given, and leave nothing behind", async () => {
     const [redis] = replicas as [Redis];

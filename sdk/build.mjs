@@ -6,7 +6,17 @@
 //   dist/types/**       declarations of all of it
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { dirname, join, relative, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { gzipSync } from "node:zlib";
@@ -15,6 +25,9 @@ const sdk = dirname(fileURLToPath(import.meta.url));
 const root = resolve(sdk, "..");
 const dist = join(sdk, "dist");
 const stamp = join(root, ".cache", "sdk-build");
+const lock = `${stamp}.lock`;
+/** A lock that is older belongs to a build that was killed. */
+const staleMs = 120_000;
 const outputs = ["index.js", "browser.js", "types/index.d.ts", "types/browser.d.ts"].map((name) => join(dist, name));
 
 /**
@@ -22,8 +35,39 @@ const outputs = ["index.js", "browser.js", "types/index.d.ts", "types/browser.d.
  * sources do not compile, or where the browser bundle would need a module of Node.
  */
 export async function buildSdk({ log = console.log } = {}) {
+  mkdirSync(dirname(stamp), { recursive: true });
+  await takeLock();
+  try {
+    await buildUnlessBuilt(log);
+  } finally {
+    rmdirSync(lock);
+  }
+}
+
+/** Processes that build at the same time take turns; whoever comes second finds everything built. */
+async function takeLock() {
+  for (;;) {
+    try {
+      mkdirSync(lock);
+      return;
+    } catch (error) {
+      if (error.code !== "EEXIST") throw error;
+    }
+    try {
+      if (Date.now() - statSync(lock).mtimeMs > staleMs) rmdirSync(lock);
+    } catch {
+      // Somebody else gave it back, or took it away, in the meantime.
+    }
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
+
+async function buildUnlessBuilt(log) {
   const digest = digestOf([
-    ...filesBelow(sdk, (path) => /\.(ts|mjs|json)$/.test(path) && !/\.test\.ts$|\/(dist|testing|node_modules)\//.test(path)),
+    ...filesBelow(
+      sdk,
+      (path) => /\.(ts|mjs|json)$/.test(path) && !/\.test\.ts$|\/(dist|testing|node_modules)\//.test(path),
+    ),
     ...filesBelow(join(root, "proto", "gen"), () => true),
     join(root, "tsconfig.json"),
     join(root, "package-lock.json"),
@@ -51,9 +95,11 @@ export async function buildSdk({ log = console.log } = {}) {
   });
   const foreign = Object.keys(browser.metafile.inputs).filter((path) => /(^|[:/])node:|platform\/node\.ts$/.test(path));
   if (foreign.length > 0) throw new Error(`the browser bundle needs what browsers lack: ${foreign.join(", ")}`);
-  cpSync(join(root, "proto", "gen"), join(dist, "proto"), { recursive: true, filter: (path) => !path.endsWith(".d.ts") });
+  cpSync(join(root, "proto", "gen"), join(dist, "proto"), {
+    recursive: true,
+    filter: (path) => !path.endsWith(".d.ts"),
+  });
   emitDeclarations();
-  mkdirSync(dirname(stamp), { recursive: true });
   writeFileSync(stamp, digest);
   for (const name of ["index.js", "browser.js"]) {
     const bytes = readFileSync(join(dist, name));
@@ -91,14 +137,19 @@ function kilobytes(bytes) {
 
 function digestOf(paths) {
   const hash = createHash("sha256");
-  for (const path of paths.sort()) hash.update(`${relative(root, path)}\0`).update(readFileSync(path)).update("\0");
+  for (const path of paths.sort())
+    hash
+      .update(`${relative(root, path)}\0`)
+      .update(readFileSync(path))
+      .update("\0");
   return hash.digest("hex");
 }
 
 function filesBelow(folder, isWanted) {
   return readdirSync(folder, { withFileTypes: true }).flatMap((entry) => {
     const path = join(folder, entry.name);
-    if (entry.isDirectory()) return ["dist", "node_modules"].includes(entry.name) && folder === sdk ? [] : filesBelow(path, isWanted);
+    if (entry.isDirectory())
+      return ["dist", "node_modules"].includes(entry.name) && folder === sdk ? [] : filesBelow(path, isWanted);
     return isWanted(path) ? [path] : [];
   });
 }

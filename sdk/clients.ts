@@ -1,4 +1,4 @@
-import { type Client, createClient, type Transport } from "@connectrpc/connect";
+import { type Client, Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { AuditService } from "@octomesh/proto/octomesh/audit/v1/audit_service_pb";
 import { DeviceGroupService } from "@octomesh/proto/octomesh/device/v1/device_group_service_pb";
 import { DeviceService } from "@octomesh/proto/octomesh/device/v1/device_service_pb";
@@ -72,7 +72,7 @@ export type Clients = ServiceClients & {
 };
 
 /** Settings of `createClients` that are the same everywhere. */
-export interface ClientsOptions extends ProtocolOptions, ResilienceOptions {
+export interface ClientsOptions extends ProtocolOptions, Omit<ResilienceOptions, "ended"> {
   /** The public origin of the mesh, such as `http://localhost:8080`. */
   baseUrl: string;
   /** What calls prove themselves with. Without it only public methods answer. */
@@ -86,8 +86,10 @@ export function createClientsOn<Options>(platform: Platform<Options>, options: C
   const connection = options.transport
     ? { transport: options.transport, close: () => {} }
     : platform.connect(originOf(options.baseUrl), options);
-  const transport = resilientTransport(connection.transport, options);
-  const bare = resilientTransport(connection.transport, { ...options, credential: undefined });
+  const ended = platform.abortController();
+  const settings = { ...options, ended: ended.signal };
+  const transport = resilientTransport(connection.transport, settings);
+  const bare = resilientTransport(connection.transport, { ...settings, credential: undefined });
   const clients: Record<string, unknown> = {};
   for (const [name, service] of Object.entries(publicServices)) {
     const client: Record<string, unknown> = createClient(service, transport);
@@ -96,7 +98,10 @@ export function createClientsOn<Options>(platform: Platform<Options>, options: C
   }
   return Object.assign(clients as unknown as ServiceClients, {
     authorization: async () => options.credential?.authorization(bare),
-    close: () => connection.close(),
+    close() {
+      ended.abort(new ConnectError("the client is closed", Code.Canceled));
+      connection.close();
+    },
   });
 }
 

@@ -1,6 +1,6 @@
 import { create, type DescMessage, type DescMethod } from "@bufbuild/protobuf";
 import { MethodOptions_IdempotencyLevel as IdempotencyLevel } from "@bufbuild/protobuf/wkt";
-import { Code, ConnectError, type StreamResponse, type Transport } from "@connectrpc/connect";
+import { Code, ConnectError, type Transport } from "@connectrpc/connect";
 import { type BackoffOptions, backoffMs } from "./backoff.ts";
 import type { Credential } from "./credential.ts";
 import { reasonOf, retryAfterMsOf } from "./reason.ts";
@@ -34,6 +34,8 @@ export interface ResilienceOptions {
   retry?: RetryOptions | false;
   /** Told of every attempt that will be repeated. */
   onRetry?: (event: RetryEvent) => void;
+  /** Ends every call, those that are still to come too. */
+  ended?: AbortSignal;
   /** Random numbers in [0, 1). */
   random?: () => number;
   /** Milliseconds of a clock that never goes back. */
@@ -54,7 +56,7 @@ export interface ResilienceOptions {
  *   with exponential back-off and full jitter, after RESOURCE_EXHAUSTED only as the server asks (RetryInfo or
  *   Retry-After). A wait that would pass the deadline is not begun: the error is thrown instead.
  *
- * A lost connection is UNAVAILABLE, whatever the transport beneath makes of it. Streams get the credential, and are
+ * What a credential throws that is no ConnectError reaches the caller as it is. A lost connection is UNAVAILABLE, whatever the transport beneath makes of it. Streams get the credential, and are
  * neither repeated nor limited in time; one that ends because its credential has expired renews it for the next.
  */
 export function resilientTransport(inner: Transport, options: ResilienceOptions = {}): Transport {
@@ -72,7 +74,10 @@ export function resilientTransport(inner: Transport, options: ResilienceOptions 
     if (bare === undefined || credential === undefined || headers.has("authorization")) {
       return { headers, used: undefined };
     }
-    const used = await abortable(credential.authorization(bare), signal);
+    const own = credential.authorization(bare).catch((error: unknown) => {
+      throw error instanceof ConnectError ? error : new LocalFailure(error);
+    });
+    const used = await abortable(own, signal);
     if (used !== undefined) headers.set("authorization", used);
     return { headers, used };
   }
@@ -84,62 +89,66 @@ export function resilientTransport(inner: Transport, options: ResilienceOptions 
     return await abortable(credential.renew(used, bare, reason), signal);
   }
 
-  return {
-    async unary(method, signal, timeoutMs, header, input, contextValues) {
-      const message = create(method.input, input) as typeof input;
-      fillRequestId(method.input, message, newRequestId);
-      const total = timeoutMs ?? options.timeoutMs ?? 30_000;
-      const deadline = total <= 0 ? Number.POSITIVE_INFINITY : monotonicMs() + total;
-      let hasRenewed = false;
-      for (let attempt = 1; ; attempt++) {
-        let used: string | undefined;
+  const call: Transport["unary"] = async (method, signal, timeoutMs, header, input, contextValues) => {
+    const message = withRequestId(method.input, create(method.input, input), newRequestId) as typeof input;
+    const total = timeoutMs ?? options.timeoutMs ?? 30_000;
+    const deadline = total <= 0 ? Number.POSITIVE_INFINITY : monotonicMs() + total;
+    let hasRenewed = false;
+    for (let attempt = 1; ; attempt++) {
+      let used: string | undefined;
+      try {
+        const authorized = await authorize(header, signal);
+        used = authorized.used;
+        const left = deadline - monotonicMs();
+        if (left <= 0) throw new ConnectError("the call's time is over", Code.DeadlineExceeded);
+        const leftMs = Number.isFinite(left) ? Math.ceil(left) : 0;
+        return await inner.unary(method, signal, leftMs, authorized.headers, message, contextValues);
+      } catch (reason) {
+        if (reason instanceof LocalFailure) throw reason.cause;
+        const error = normalized(reason, signal);
+        if (!hasRenewed && (await renewed(error, used, signal))) {
+          hasRenewed = true;
+          continue;
+        }
+        const delayMs = isRepeatable(method) ? delayBeforeRetry(error, attempt) : undefined;
+        if (delayMs === undefined || attempt >= maxAttempts || monotonicMs() + delayMs >= deadline) throw error;
+        options.onRetry?.({ method: `${method.parent.typeName}/${method.name}`, attempt, delayMs, error });
         try {
-          const authorized = await authorize(header, signal);
-          used = authorized.used;
-          const left = deadline - monotonicMs();
-          if (left <= 0) throw new ConnectError("the call's time is over", Code.DeadlineExceeded);
-          return await inner.unary(
-            method,
-            signal,
-            Number.isFinite(left) ? Math.ceil(left) : 0,
-            authorized.headers,
-            message,
-            contextValues,
-          );
-        } catch (reason) {
-          const error = normalized(reason, signal);
-          if (!hasRenewed && (await renewed(error, used, signal))) {
-            hasRenewed = true;
-            continue;
-          }
-          const delayMs = isRepeatable(method) ? delayBeforeRetry(error, attempt) : undefined;
-          if (delayMs === undefined || attempt >= maxAttempts || monotonicMs() + delayMs >= deadline) throw error;
-          options.onRetry?.({ method: `${method.parent.typeName}/${method.name}`, attempt, delayMs, error });
-          try {
-            await sleep(delayMs, signal);
-          } catch (aborted) {
-            throw normalized(aborted, signal);
-          }
+          await sleep(delayMs, signal);
+        } catch (aborted) {
+          throw normalized(aborted, signal);
         }
       }
-    },
-    async stream(method, signal, timeoutMs, header, input, contextValues) {
+    }
+  };
+
+  return {
+    async unary(method, callSignal, timeoutMs, header, input, contextValues) {
+      const { signal, release } = either(callSignal, options.ended);
       try {
-        const { headers, used } = await authorize(header, signal);
-        const onError = async (reason: unknown) => {
-          const error = normalized(reason, signal);
-          // The stream is not repeated, but the next one will have a credential that is good.
-          await renewed(error, used, signal).catch(() => {});
-          return error;
-        };
-        try {
-          const response = await inner.stream(method, signal, timeoutMs ?? 0, headers, input, contextValues);
-          return withErrors(response, onError);
-        } catch (reason) {
-          throw await onError(reason);
-        }
+        return await call(method, signal, timeoutMs, header, input, contextValues);
+      } finally {
+        release();
+      }
+    },
+    async stream(method, callSignal, timeoutMs, header, input, contextValues) {
+      const { signal, release } = either(callSignal, options.ended);
+      let used: string | undefined;
+      const errorOf = async (reason: unknown) => {
+        if (reason instanceof LocalFailure) return reason.cause;
+        const error = normalized(reason, signal);
+        // The stream is not repeated, but the next one will have a credential that is good.
+        await renewed(error, used, signal).catch(() => {});
+        return error;
+      };
+      try {
+        const authorized = await authorize(header, signal);
+        used = authorized.used;
+        const response = await inner.stream(method, signal, timeoutMs ?? 0, authorized.headers, input, contextValues);
+        return { ...response, message: watched(response.message, errorOf, release) };
       } catch (reason) {
-        throw normalized(reason, signal);
+        release();
+        throw await errorOf(reason);
       }
     },
   };
@@ -152,15 +161,39 @@ export function resilientTransport(inner: Transport, options: ResilienceOptions 
   }
 }
 
+/** What a credential threw that no call has to do with, such as a store that cannot be read: the caller's as it is. */
+class LocalFailure extends Error {
+  constructor(cause: unknown) {
+    super("the credential is not to be had", { cause });
+  }
+}
+
+/** A signal that aborts with either; `release` stops listening (AbortSignal.any would stay attached to a long-lived one). */
+function either(one: AbortSignal | undefined, other: AbortSignal | undefined) {
+  if (one === undefined || other === undefined) return { signal: one ?? other, release: () => {} };
+  const controller = new AbortController();
+  const signals = [one, other];
+  const release = () => {
+    for (const signal of signals) signal.removeEventListener("abort", onAbort);
+  };
+  const onAbort = () => {
+    release();
+    controller.abort(signals.find((signal) => signal.aborted)?.reason);
+  };
+  for (const signal of signals) signal.addEventListener("abort", onAbort);
+  if (signals.some((signal) => signal.aborted)) onAbort();
+  return { signal: controller.signal, release };
+}
+
 function isRepeatable(method: DescMethod): boolean {
   return method.idempotency === IdempotencyLevel.NO_SIDE_EFFECTS || method.idempotency === IdempotencyLevel.IDEMPOTENT;
 }
 
-function fillRequestId(schema: DescMessage, message: unknown, newRequestId: () => string): void {
+/** A message with a request id: a copy, so that a request object that is sent twice is two requests. */
+function withRequestId<T extends object>(schema: DescMessage, message: T, newRequestId: () => string): T {
   const field = schema.fields.find((candidate) => candidate.name === "request_id");
-  if (field === undefined || typeof message !== "object" || message === null) return;
-  const fields = message as Record<string, unknown>;
-  if (fields[field.localName] === "") fields[field.localName] = newRequestId();
+  if (field === undefined || (message as Record<string, unknown>)[field.localName] !== "") return message;
+  return { ...message, [field.localName]: newRequestId() };
 }
 
 const lostConnection = new Set([
@@ -186,6 +219,8 @@ const lostConnection = new Set([
 function normalized(reason: unknown, signal: AbortSignal | undefined): ConnectError {
   const error = ConnectError.from(reason, signal?.aborted ? Code.Canceled : Code.Unknown);
   if (signal?.aborted || reasonOf(error) !== undefined || error.code === Code.Unavailable) return error;
+  // Nobody on this side cancelled it: the other end took the stream or the connection away.
+  if (error.code === Code.Canceled) return new ConnectError("connection lost", Code.Unavailable, undefined, [], reason);
   for (let cause: unknown = reason, depth = 0; cause instanceof Error && depth < 8; cause = cause.cause, depth++) {
     // Browsers say "network error" with a plain TypeError and no code (Fetch standard, "network error").
     const isFetchFailure = cause instanceof TypeError && /fetch|network|load failed/i.test(cause.message);
@@ -196,17 +231,16 @@ function normalized(reason: unknown, signal: AbortSignal | undefined): ConnectEr
   return error;
 }
 
-function withErrors<I extends DescMessage, O extends DescMessage>(
-  response: StreamResponse<I, O>,
-  errorOf: (reason: unknown) => Promise<ConnectError>,
-): StreamResponse<I, O> {
-  const source = response.message;
-  async function* messages() {
-    try {
-      yield* source;
-    } catch (reason) {
-      throw await errorOf(reason);
-    }
+async function* watched<T>(
+  messages: AsyncIterable<T>,
+  errorOf: (reason: unknown) => Promise<unknown>,
+  onEnd: () => void,
+): AsyncIterable<T> {
+  try {
+    yield* messages;
+  } catch (reason) {
+    throw await errorOf(reason);
+  } finally {
+    onEnd();
   }
-  return { ...response, message: messages() };
 }

@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { setTimeout as delay } from "node:timers/promises";
 import { Platform } from "@octomesh/proto/octomesh/device/v1/device_pb";
 import {
@@ -21,6 +22,8 @@ export type Enrolment = "single-use" | "enrolment";
 export interface Activation {
   /** When, in milliseconds of `performance.now()`. */
   atMs: number;
+  /** When the device was told that this is its desired state, on the same clock. */
+  toldAtMs: number;
   modelId: string;
   version: string;
   /** Whether its bytes were fetched, or kept from before. */
@@ -158,6 +161,10 @@ export async function createFleet(options: FleetOptions): Promise<Fleet> {
       revoked: false,
     };
     let resumed = false;
+    let toldAtMs = 0;
+    client.on("desired", () => {
+      toldAtMs = performance.now();
+    });
     client.on("registered", () => {
       device.registeredAtMs = performance.now();
     });
@@ -207,6 +214,8 @@ export async function createFleet(options: FleetOptions): Promise<Fleet> {
 
   const ended = new AbortController();
   const signal = options.signal === undefined ? ended.signal : AbortSignal.any([options.signal, ended.signal]);
+  // Every device waits by this signal: many listeners are meant here, and no leak.
+  setMaxListeners(0, signal);
   const measuring: Promise<void>[] = [];
 
   async function measure(device: FleetDevice): Promise<void> {

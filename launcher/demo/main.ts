@@ -5,11 +5,11 @@ import { openOutput } from "@octomesh/cli/output";
 import { processTerminal } from "@octomesh/cli/terminal";
 import { closingTables } from "./closing-tables.ts";
 import { mainJob, runStep, type StepOutcome } from "./main-job.ts";
+import { meshEnvironment } from "./mesh-environment.ts";
 import { type MeshProcess, startMesh } from "./mesh-process.ts";
 import { openNarrator } from "./narrator.ts";
 import { octomilAt } from "./octomil-process.ts";
 import { type DemoOptions, demoUsage, readDemoOptions } from "./options.ts";
-import { registrationLimitFor } from "./registration-limit.ts";
 import { createWorld, type World } from "./world.ts";
 
 const terminal = processTerminal();
@@ -74,7 +74,7 @@ async function meshFor(options: DemoOptions, stateDir: string) {
   }
   const how = options.processes ? "one process for each service" : "one process";
   narrator.say(`Starting a mesh of six services (${how}) on an embedded PostgreSQL …`);
-  const env = await registrationLimitFor(options.devices);
+  const env = await meshEnvironment(options.devices);
   const mesh = await startMesh({ stateDir, processes: options.processes, env, signal: terminal.signal });
   narrator.verdict(true, `ready at ${mesh.url} after ${(mesh.readyMs / 1000).toFixed(1)} s`);
   return { url: mesh.url, code: mesh.setUpCode, mesh };

@@ -7,7 +7,7 @@ import { provided, type World } from "./world.ts";
 /** Index of the device whose first download is cut half-way. */
 export const cutDevice = 3;
 /** Devices that ask for their desired state instead of following a stream. */
-const pollingDevices = new Set([5, 6, 7, 8, 9]);
+export const pollingDevices = new Set([5, 6, 7, 8, 9]);
 /** How many registrations one address gets in a minute. */
 const registrationsPerMinute = 10;
 

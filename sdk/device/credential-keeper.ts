@@ -172,13 +172,10 @@ export function withCredential(
   };
 }
 
+/**
+ * Whether a refused refresh token will never be good again. One that the mesh does not know is no such case: a mesh that
+ * was restored from a backup knows it again, and a fleet must not end for good over that.
+ */
 function isFinal(error: unknown): boolean {
-  return isReason(
-    error,
-    "CREDENTIAL_REVOKED",
-    "CREDENTIAL_UNKNOWN",
-    "CREDENTIAL_USED",
-    "CREDENTIAL_EXPIRED",
-    "CREDENTIAL_MALFORMED",
-  );
+  return isReason(error, "CREDENTIAL_REVOKED", "CREDENTIAL_USED", "CREDENTIAL_EXPIRED");
 }

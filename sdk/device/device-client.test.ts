@@ -1,7 +1,10 @@
+import { execFile } from "node:child_process";
 import { generateKeyPairSync, randomBytes } from "node:crypto";
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import {
   ObservedState_Failure as Failure,
   ObservedState_State as State,
@@ -12,6 +15,7 @@ import {
   type DeviceClient,
   type DeviceClientOptions,
   type DeviceEvents,
+  type DeviceRecord,
   directoryArtifacts,
   fileStore,
   fileTelemetry,
@@ -162,6 +166,41 @@ describe("the credential", () => {
     mesh.expireAccessTokens("unit-1");
     await Promise.all([first.heartbeat(), second.heartbeat(), first.heartbeat(), second.heartbeat()]);
     expect(mesh.calls("refresh")).toBe(1);
+  });
+
+  test("is refreshed once by three processes that share a file", async () => {
+    const path = join(folder, "credential");
+    await device({ store: fileStore(path) }).register();
+    mesh.expireAccessTokens("unit-1");
+    const script = fileURLToPath(new URL("../testing/refresh-once.ts", import.meta.url));
+    const run = promisify(execFile);
+    const outputs = await Promise.all(
+      Array.from({ length: 3 }, () => run(process.execPath, ["--import", "tsx", script, mesh.url, path])),
+    );
+    expect(outputs.map(({ stdout }) => Number(stdout)).sort()).toEqual([0, 0, 1]);
+    expect(mesh.calls("refresh")).toBe(1);
+  });
+
+  test("that a refresh could not store is used, and stored when that is possible again", async () => {
+    const kept = memoryStore();
+    let isFull = false;
+    const store = {
+      ...kept,
+      async save(record: DeviceRecord) {
+        if (isFull) throw new Error("no space left on device");
+        await kept.save(record);
+      },
+    };
+    const client = device({ store });
+    await client.register();
+    isFull = true;
+    await client.refresh();
+    await client.heartbeat();
+    isFull = false;
+    await client.heartbeat();
+    expect((await kept.load())?.registration?.accessToken).toBe(
+      [...(mesh.device("unit-1")?.accessTokens.keys() ?? [])].at(-1),
+    );
   });
 
   test("stops everything for good when it is revoked, and says so once", async () => {
@@ -334,6 +373,27 @@ describe("models", () => {
     await client.sync();
     expect(client.model("vad")?.version).toBe("1.0.0");
     expect(mesh.calls("refresh")).toBe(1);
+  });
+
+  test("that are taken back while they are on their way are no failure", async () => {
+    const one = mesh.publish({ version: "1.0.0", bytes: randomBytes(2_000) });
+    const two = mesh.publish({ version: "1.1.0", bytes: randomBytes(2_000) });
+    mesh.setDesired(two);
+    const client = device({
+      http: async (request) => {
+        if (mesh.calls("download") === 0) {
+          mesh.faults.grantGeneration = 1;
+          mesh.setDesired(one);
+        }
+        return await platformHttpOnce(request);
+      },
+    });
+    const refused = record(client, "refused");
+    await client.register();
+    await client.sync();
+    await client.sync();
+    expect(client.model("vad")?.version).toBe("1.0.0");
+    expect(refused).toEqual([]);
   });
 
   test("leave the device when they are not desired any more", async () => {

@@ -764,6 +764,7 @@ export function createDeviceClientOn<Options>(
     clearTimeout(again);
     await Promise.allSettled([...loops, applyInTurn(async () => {}), sendObserved()]);
     await Promise.allSettled([queue?.close(), isReady ? models.close() : undefined, keeper.persist()]);
+    clients.close();
     connection.close();
     if (state !== "revoked") state = "closed";
     emit("closed", {});

@@ -5,6 +5,7 @@ import {
 } from "@octomesh/proto/octomesh/device/v1/observed_state_pb";
 import { type BackoffOptions, backoffMs } from "../backoff.ts";
 import type { HttpClient, Platform } from "../platform/platform.ts";
+import { abortable } from "../wait.ts";
 import { type ActiveModel, activated, decodeActivation, encodeActivation, type VerifiedVersion } from "./activation.ts";
 import type { ArtifactStore } from "./artifact-store.ts";
 import { toHex } from "./bytes.ts";
@@ -164,7 +165,7 @@ export function createModelKeeper(options: ModelKeeperOptions): ModelKeeper {
       }
       // From here to the commit the version's bytes are there and verified; an abort changes nothing that is active.
       mark(State.READY);
-      await tryOut({ modelId: desired.modelId, ...version });
+      await tryOut({ modelId: desired.modelId, ...version }, signal);
       signal.throwIfAborted();
       const from = await commit(desired.modelId, version);
       attempts.delete(desired.modelId);
@@ -174,6 +175,12 @@ export function createModelKeeper(options: ModelKeeperOptions): ModelKeeper {
       events.observed();
     } catch (error) {
       if (signal.aborted) throw signal.reason;
+      if (error instanceof Superseded) {
+        // No failure of the version: the mesh took it back while it was on its way, and will say what is to run instead.
+        attempts.delete(desired.modelId);
+        events.observed();
+        return;
+      }
       const failure = isDeviceError(error)
         ? error
         : new DeviceError("DOWNLOAD", `${desired.modelName} ${desired.version} could not be fetched`, { cause: error });
@@ -210,7 +217,7 @@ export function createModelKeeper(options: ModelKeeperOptions): ModelKeeper {
         if (refused !== undefined) {
           const fresh = await options.refetch(desired.modelId, signal);
           if (fresh === undefined || offerOf(fresh) !== offerOf(desired)) {
-            throw new DeviceError("DOWNLOAD", `${desired.modelName} ${desired.version} is not desired any more`);
+            throw new Superseded();
           }
           offered = fresh;
         }
@@ -236,11 +243,11 @@ export function createModelKeeper(options: ModelKeeperOptions): ModelKeeper {
     events.downloaded(desired, { ...outcome, durationMs: performance.now() - begin });
   }
 
-  async function tryOut(version: VerifiedVersion & { modelId: string }): Promise<void> {
+  async function tryOut(version: VerifiedVersion & { modelId: string }, signal: AbortSignal): Promise<void> {
     if (options.load === undefined) return;
     const { modelId, ...active } = version;
     try {
-      await options.load(installedModel({ modelId, active }));
+      await abortable(options.load(installedModel({ modelId, active })), signal);
     } catch (cause) {
       throw new DeviceError("LOAD", `${version.modelName} ${version.version} could not be loaded`, { cause });
     }
@@ -333,6 +340,13 @@ export function createModelKeeper(options: ModelKeeperOptions): ModelKeeper {
     },
     close: () => store.close(),
   };
+}
+
+/** The mesh does not want the version any more that is being fetched. */
+class Superseded extends DeviceError {
+  constructor() {
+    super("DOWNLOAD", "the version is not desired any more");
+  }
 }
 
 /** What is offered, without what differs each time it is said. */

@@ -143,7 +143,7 @@ export function decodeLog(bytes: Uint8Array): { state: TelemetryLogState; length
     const end = at + entryOverhead + size;
     if (size > maxEntryBytes || end > bytes.length) break;
     if (crc32(bytes.subarray(at + 8, end)) !== view.getUint32(at + 4, true)) break;
-    const entry = parseEntry(bytes[at + 8] as number, bytes.slice(at + entryOverhead, end));
+    const entry = parseEntry(bytes[at + 8] as number, new Uint8Array(bytes.subarray(at + entryOverhead, end)));
     if (entry === undefined || !applyEntry(state, entry)) break;
     at = end;
   }

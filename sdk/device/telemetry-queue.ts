@@ -18,7 +18,7 @@ export interface TelemetryQueueOptions {
   storage: TelemetryStorage;
   /** Names this run of the program: batches are known by it and a sequence. */
   bootId: string;
-  /** How many bytes of reports may wait, at least 64 KiB. Default 4 MiB. The log takes at most twice that. */
+  /** How many bytes of reports may wait, at least 64 KiB. Default 4 MiB. The log takes at most twice that and 64 KiB. */
   maxBytes?: number;
   /** Told when the oldest reports are dropped to make room. */
   onDropped?(count: number): void;
@@ -131,9 +131,8 @@ export async function openTelemetryQueue(options: TelemetryQueueOptions): Promis
             throw new DeviceError("TELEMETRY_REFUSED", `a report has at most ${maxReportBytes} bytes`);
           }
         }
-        // In pieces, so that one call cannot push its own first reports out of a log that has room for them.
-        for (let from = 0; from < reports.length; from += 64) {
-          const piece = reports.slice(from, from + 64);
+        // In pieces of which one always has room: the batch takes half of it at most, what waits can go.
+        for (const piece of piecesOf(reports, Math.floor(maxBytes / 4))) {
           await makeRoom(bytesOf(piece));
           await write(piece.map((report) => ({ kind: "report", report })));
         }
@@ -197,6 +196,20 @@ function batchSize(state: TelemetryLogState, maxReports: number, maxBytes: numbe
     count++;
   }
   return count;
+}
+
+function piecesOf(reports: readonly Uint8Array[], maxBytes: number): Uint8Array[][] {
+  const pieces: Uint8Array[][] = [];
+  let bytes = 0;
+  for (const report of reports) {
+    bytes += sizeOf(report);
+    if (pieces.length === 0 || bytes > maxBytes) {
+      pieces.push([]);
+      bytes = sizeOf(report);
+    }
+    pieces.at(-1)?.push(report);
+  }
+  return pieces;
 }
 
 function sizeOf(report: Uint8Array): number {

@@ -3,7 +3,7 @@ import { createServer, type IncomingMessage, type ServerResponse } from "node:ht
 import type { AddressInfo } from "node:net";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { durationFromMs, durationMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
-import { Code, ConnectError, type ConnectRouter, type HandlerContext } from "@connectrpc/connect";
+import { Code, ConnectError, type ConnectRouter, cors, type HandlerContext } from "@connectrpc/connect";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { ErrorInfoSchema, RetryInfoSchema } from "@octomesh/proto/google/rpc/error_details_pb";
 import {
@@ -101,7 +101,9 @@ export function refusal(code: Code, reason: ReasonName, retryAfterMs?: number, m
 }
 
 /** Starts a fake mesh on a port of the kernel's choice. */
-export async function startFakeMesh(settings: { accessTokenMs?: number; heartbeatMs?: number; pollMs?: number } = {}) {
+export async function startFakeMesh(
+  settings: { accessTokenMs?: number; heartbeatMs?: number; pollMs?: number; allowedOrigin?: string } = {},
+) {
   const keys = generateKeyPairSync("ed25519");
   const keyId = fakeId("mky");
   const faults: FakeFaults = {
@@ -446,6 +448,17 @@ export async function startFakeMesh(settings: { accessTokenMs?: number; heartbea
   }
 
   const server = createServer((request, response) => {
+    if (request.headers.origin !== undefined && request.headers.origin === settings.allowedOrigin) {
+      response.setHeader("access-control-allow-origin", settings.allowedOrigin);
+      response.setHeader("access-control-expose-headers", [...cors.exposedHeaders, "etag", "content-range"].join());
+    }
+    if (request.method === "OPTIONS") {
+      const own = ["authorization", "range", "if-range", "octomesh-download-grant"];
+      response.setHeader("access-control-allow-methods", cors.allowedMethods.join());
+      response.setHeader("access-control-allow-headers", [...cors.allowedHeaders, ...own].join());
+      response.writeHead(204).end();
+      return;
+    }
     const name = String(++socketCount);
     sockets.set(name, request.socket);
     response.on("close", () => sockets.delete(name));

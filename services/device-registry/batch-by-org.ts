@@ -36,19 +36,21 @@ export function batchByOrg<T>(options: BatchOptions<T>): Batches<T> {
     if (batch === undefined) return;
     collecting.delete(orgId);
     run(orgId, [...batch.keys()])
-      .then((answers) => {
-        for (const waiting of batch.values()) {
-          const answer = answers.get(waiting.deviceId);
-          if (answer === undefined) waiting.reject(new Error("the batch answered without this device"));
-          else waiting.resolve(answer);
-        }
-      })
-      .catch((error: unknown) => {
-        for (const waiting of batch.values()) waiting.reject(error);
-      })
       .finally(() => {
         pending -= batch.size;
-      });
+      })
+      .then(
+        (answers) => {
+          for (const waiting of batch.values()) {
+            const answer = answers.get(waiting.deviceId);
+            if (answer === undefined) waiting.reject(new Error("the batch answered without this device"));
+            else waiting.resolve(answer);
+          }
+        },
+        (error: unknown) => {
+          for (const waiting of batch.values()) waiting.reject(error);
+        },
+      );
   };
 
   return {

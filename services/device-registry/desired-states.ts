@@ -67,6 +67,7 @@ const trustMs = 300_000;
 const trustUnfollowedMs = 30_000;
 const devicesAtOnce = 1000;
 const batchesAtOnce = 4;
+const gatherMs = 5;
 const reconcileMs = 60_000;
 const maxChangedOrgs = 50_000;
 const firstRetryMs = 200;
@@ -175,6 +176,7 @@ export function openDesiredStates(options: DesiredStatesOptions): DesiredStates 
   let running = 0;
   let retryMs = firstRetryMs;
   let retryTimer: NodeJS.Timeout | undefined;
+  let gathering: NodeJS.Timeout | undefined;
 
   const pump = (): void => {
     if (stopped || retryTimer !== undefined) return;
@@ -210,6 +212,14 @@ export function openDesiredStates(options: DesiredStatesOptions): DesiredStates 
     }
   };
 
+  // Changes that come together are resolved together.
+  const schedulePump = (): void => {
+    gathering ??= setTimeout(() => {
+      gathering = undefined;
+      pump();
+    }, gatherMs);
+  };
+
   const markDirty = (orgId: string, deviceIds: Iterable<string>): void => {
     const watched = watches.get(orgId);
     if (watched === undefined) return;
@@ -223,7 +233,7 @@ export function openDesiredStates(options: DesiredStatesOptions): DesiredStates 
   // What is pushed can be lost between here and rollout; what is asked for once a minute cannot.
   const reconcileTimer = setInterval(() => {
     for (const orgId of watches.keys()) markOrgDirty(orgId);
-    pump();
+    schedulePump();
   }, reconcileMs);
   reconcileTimer.unref();
 
@@ -277,7 +287,7 @@ export function openDesiredStates(options: DesiredStatesOptions): DesiredStates 
       try {
         let held = heldEtag;
         markDirty(orgId, [deviceId]);
-        pump();
+        schedulePump();
         for (;;) {
           if (watch.waiting === undefined && !watch.ended) {
             await new Promise<void>((wake) => {
@@ -304,7 +314,7 @@ export function openDesiredStates(options: DesiredStatesOptions): DesiredStates 
         noteChange(orgChanged, orgId);
         markOrgDirty(orgId);
       }
-      pump();
+      schedulePump();
     },
 
     devicesChanged(orgId, change) {
@@ -317,7 +327,7 @@ export function openDesiredStates(options: DesiredStatesOptions): DesiredStates 
         for (const deviceId of change.deviceIds) etags.delete(keyOf(orgId, deviceId));
         markDirty(orgId, change.deviceIds);
       }
-      pump();
+      schedulePump();
     },
 
     everythingChanged() {
@@ -325,7 +335,7 @@ export function openDesiredStates(options: DesiredStatesOptions): DesiredStates 
       moment += 1;
       allChanged = moment;
       for (const orgId of watches.keys()) markOrgDirty(orgId);
-      pump();
+      schedulePump();
     },
 
     watchers: () => openWatches,
@@ -334,6 +344,7 @@ export function openDesiredStates(options: DesiredStatesOptions): DesiredStates 
       stopped = true;
       clearInterval(reconcileTimer);
       clearTimeout(retryTimer);
+      clearTimeout(gathering);
       for (const ofOrg of watches.values()) {
         for (const ofDevice of ofOrg.values()) {
           for (const watch of ofDevice) {

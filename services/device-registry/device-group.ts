@@ -15,7 +15,7 @@ export interface DeviceGroupRecord {
   readonly deviceCount: bigint;
   readonly createMs: number;
   readonly updateMs: number;
-  /** Counts changes of the group, its membership included. */
+  /** Counts what was changed about the group; devices that join as they register do not count. */
   readonly revision: bigint;
 }
 

@@ -1,10 +1,13 @@
 import type { Clock } from "@octomesh/mesh/clock";
 import type { Database } from "@octomesh/mesh/database";
-import type { Pager } from "@octomesh/mesh/paging";
+import type { Outbox } from "@octomesh/mesh/outbox";
+import { createPager, type Pager } from "@octomesh/mesh/paging";
+import type { Runtime } from "@octomesh/mesh/service";
 import type { ServiceName } from "@octomesh/mesh/service-name";
+import { TenantService } from "@octomesh/proto/octomesh/tenant/v1/tenant_service_pb";
 import type { Logger } from "pino";
-import type { KeyRing } from "./key-ring.ts";
-import type { RevocationLog } from "./revocation-log.ts";
+import { type KeyRing, openKeyRing } from "./key-ring.ts";
+import { openRevocationLog, type RevocationLog } from "./revocation-log.ts";
 import type { IdentitySchema } from "./schema.ts";
 
 /** What the service's parts need, in one plain object. */
@@ -29,4 +32,33 @@ export interface Dependencies {
 export interface Erased {
   readonly erased: Record<string, number>;
   readonly remaining: number;
+}
+
+/** How long a sibling may take to erase an organisation, milliseconds. */
+const eraseTimeoutMs = 60_000;
+
+/** Opens what the service's parts need. Makes the first signing key if there is none. */
+export async function openDependencies(
+  runtime: Runtime,
+  database: Database<IdentitySchema>,
+  outbox: Outbox,
+): Promise<Dependencies> {
+  const { clock, log, masterKey, stateDir, trustDomain } = runtime;
+  return {
+    database,
+    clock,
+    log,
+    keyRing: await openKeyRing({ database, masterKey, clock, log }),
+    revocations: openRevocationLog({ database, outbox, clock, log }),
+    pager: createPager(masterKey.derive("identity/page-tokens")),
+    refreshKey: masterKey.derive("identity/refresh-tokens"),
+    issuer: trustDomain,
+    stateDir,
+    async eraseAt(service, orgId) {
+      const client = runtime.clientOf(service, TenantService);
+      const answer = await client.eraseTenant({ orgId }, { timeoutMs: eraseTimeoutMs });
+      const erased = Object.fromEntries(Object.entries(answer.erased).map(([table, count]) => [table, Number(count)]));
+      return { erased, remaining: Number(answer.remaining) };
+    },
+  };
 }

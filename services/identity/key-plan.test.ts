@@ -5,6 +5,17 @@ import { maxAccessMs } from "./lifetimes.ts";
 
 const day = 86_400_000;
 
+describe("currentKey", () => {
+  it("is the one that came into force last, and the first where the clock was set back", () => {
+    const keys = [
+      { kid: "b", activateTime: 20 },
+      { kid: "a", activateTime: 10 },
+    ];
+    expect([5, 10, 19, 20, 21].map((now) => currentKey(keys, now)?.kid)).toEqual(["a", "a", "a", "b", "b"]);
+    expect(currentKey([], 5)).toBeUndefined();
+  });
+});
+
 describe("planKeys", () => {
   it("makes the first key at once", () => {
     expect(planKeys([], 5)).toEqual({ create: { activateTime: 5 }, retire: [] });

@@ -37,12 +37,11 @@ export function planKeys(keys: readonly PlannedKey[], now: number): KeyPlan {
   return { create: { activateTime: Math.max(now, due) + keyNoticeMs }, retire };
 }
 
-/** The key that signs now: the one that came into force last. Undefined if none is. */
+/**
+ * The key that signs now: the one that came into force last, or the first of all where the clock stands before it (it
+ * was set back, or another replica's runs ahead). Undefined without keys.
+ */
 export function currentKey<K extends PlannedKey>(keys: readonly K[], now: number): K | undefined {
-  return keys
-    .filter((key) => key.activateTime <= now)
-    .reduce<K | undefined>(
-      (best, key) => (best === undefined || key.activateTime > best.activateTime ? key : best),
-      undefined,
-    );
+  const oldestFirst = [...keys].sort((a, b) => a.activateTime - b.activateTime);
+  return oldestFirst.findLast((key) => key.activateTime <= now) ?? oldestFirst[0];
 }

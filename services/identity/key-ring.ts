@@ -17,7 +17,7 @@ import {
 
 /** The keys that sign access tokens, as this process knows them. */
 export interface KeyRing {
-  /** The key that signs now. Throws SERVICE_UNAVAILABLE if none is in force, which the plan never lets happen. */
+  /** The key that signs now. Throws SERVICE_UNAVAILABLE without any, which the plan never lets happen. */
   signingKey(): SigningKey;
   /** Every key by which a token may still be verified, those that will sign soon included. */
   publicKeys(): readonly (PublicKeyJwk & { readonly kid: string })[];

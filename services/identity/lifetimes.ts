@@ -13,8 +13,11 @@ export const defaultDeviceTokenExpiryMs = 86_400_000;
 /** Greatest life of any access token: 30 days. */
 export const maxAccessMs = 30 * 86_400_000;
 
-/** How long a registration whose answer was lost can be repeated: 10 minutes. */
-export const registrationGraceMs = 10 * 60_000;
+/**
+ * How long a registration whose answer was lost can be repeated: the two minutes that the registry grants, and one for
+ * clocks that differ.
+ */
+export const registrationGraceMs = 3 * 60_000;
 
 /** Life of an invitation: 7 days. */
 export const invitationMs = 7 * 86_400_000;

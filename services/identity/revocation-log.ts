@@ -11,6 +11,7 @@ import {
   type WatchRevocationsResponse_Revocation_Subject as Subject,
 } from "@octomesh/proto/octomesh/identity/v1/credential_service_pb";
 import type { Logger } from "pino";
+import { openControlSession } from "./control-session.ts";
 import type { IdentitySchema, IdentityTransaction } from "./schema.ts";
 import {
   deleteSubscriber,
@@ -70,8 +71,8 @@ export interface RevocationLog {
   acknowledge(subscriber: { id: string; peer: string }, cursor: string): Promise<void>;
   /** Ends a subscriber's lease. */
   leave(subscriber: { id: string; peer: string }): Promise<void>;
-  /** Begins to follow the outbox. */
-  start(): void;
+  /** Begins to follow the outbox. Resolves when it does: `settle` knows what is recorded from then on. */
+  start(): Promise<void>;
   stop(): Promise<void>;
 }
 
@@ -85,6 +86,7 @@ export function openRevocationLog(options: {
 }): RevocationLog {
   const { database, outbox, clock, log } = options;
   const leaseMs = options.leaseMs ?? subscriberLeaseMs;
+  const control = openControlSession(database);
   /** Cursors of the newest events, by key. */
   const seen = new Map<string, string>();
   /** Woken by each event and each acknowledgement of this process. */
@@ -110,29 +112,38 @@ export function openRevocationLog(options: {
     });
   }
 
-  async function follow(): Promise<void> {
+  /** Follows the outbox from now on, and says when it does. */
+  async function follow(begun: () => void): Promise<void> {
+    let cursor: string | undefined;
     while (!stopped.signal.aborted) {
       try {
-        const cursor = await outbox.head(revocationTopic);
+        cursor ??= await outbox.head(revocationTopic);
+        begun();
         for await (const event of outbox.watch({ topic: revocationTopic, cursor, signal: stopped.signal })) {
+          cursor = event.cursor;
           seen.set(event.key, event.cursor);
           const [oldest] = seen.keys();
           if (seen.size > rememberedEvents && oldest !== undefined) seen.delete(oldest);
           wake();
         }
       } catch (error) {
-        if (stopped.signal.aborted) return;
+        if (stopped.signal.aborted) break;
         log.warn({ err: error }, "revocations cannot be followed");
+        if (reasonOf(error) === Reason.CURSOR_EXPIRED) cursor = undefined;
         await change(250);
       }
     }
+    begun();
   }
 
   /** One round trip to the database, shared by the beats of all streams that fall together. */
   function probe(): Promise<void> {
-    probing ??= database.ping().finally(() => {
-      probing = undefined;
-    });
+    probing ??= control
+      .query("select 1")
+      .then(() => undefined)
+      .finally(() => {
+        probing = undefined;
+      });
     return probing;
   }
 
@@ -156,7 +167,7 @@ export function openRevocationLog(options: {
     const left = new AbortController();
     const ended = AbortSignal.any([signal, stopped.signal, left.signal]);
     // From here on revokes wait for this subscriber: what they record is in the snapshot or in the stream.
-    await database.system((tx) => renewSubscriber(tx, { ...subscriber, cursor: "" }, leaseMs));
+    await renewSubscriber(control, { ...subscriber, cursor: "" }, leaseMs);
     let cursor = from;
     let isResumed = from !== "";
     while (!ended.aborted) {
@@ -212,7 +223,7 @@ export function openRevocationLog(options: {
       while (performance.now() < deadline && !stopped.signal.aborted) {
         const cursor = seen.get(recorded);
         if (cursor !== undefined) {
-          const subscribers = await database.system(listSubscribers);
+          const subscribers = await listSubscribers(control);
           behind = subscribers
             .filter((subscriber) => subscriber.cursor === "" || compareCursors(subscriber.cursor, cursor) < 0)
             .map((subscriber) => subscriber.id);
@@ -232,20 +243,23 @@ export function openRevocationLog(options: {
     async acknowledge(subscriber, cursor) {
       // A text that is no cursor must not stand in the way of every revoke.
       if (cursor !== "") compareCursors(cursor, cursor);
-      await database.system((tx) => renewSubscriber(tx, { ...subscriber, cursor }, leaseMs));
+      await renewSubscriber(control, { ...subscriber, cursor }, leaseMs);
       wake();
     },
     async leave({ id, peer }) {
-      await database.system((tx) => deleteSubscriber(tx, id, peer));
+      await deleteSubscriber(control, id, peer);
       wake();
     },
     start() {
-      following ??= follow();
+      return new Promise((begun) => {
+        following ??= follow(begun);
+      });
     },
     async stop() {
       stopped.abort();
       wake();
       await following;
+      await control.close();
     },
   };
 }

@@ -3,7 +3,6 @@ import { trimIdempotency } from "@octomesh/mesh/idempotency";
 import { holdLease } from "@octomesh/mesh/lease";
 import { notImplemented } from "@octomesh/mesh/not-implemented";
 import { openOutbox } from "@octomesh/mesh/outbox";
-import { createPager } from "@octomesh/mesh/paging";
 import type { CreateService } from "@octomesh/mesh/service";
 import { AuditService } from "@octomesh/proto/octomesh/audit/v1/audit_service_pb";
 import { ApiKeyService } from "@octomesh/proto/octomesh/identity/v1/api_key_service_pb";
@@ -16,10 +15,8 @@ import { OrganizationService } from "@octomesh/proto/octomesh/identity/v1/organi
 import { ReadTokenService } from "@octomesh/proto/octomesh/identity/v1/read_token_service_pb";
 import { SessionService } from "@octomesh/proto/octomesh/identity/v1/session_service_pb";
 import { TenantService } from "@octomesh/proto/octomesh/tenant/v1/tenant_service_pb";
-import type { Dependencies } from "./dependencies.ts";
-import { openKeyRing } from "./key-ring.ts";
+import { type Dependencies, openDependencies } from "./dependencies.ts";
 import { keepHouse, resumeErasures } from "./maintenance.ts";
-import { openRevocationLog } from "./revocation-log.ts";
 import { apiKeyRoutes } from "./routes/api-keys.ts";
 import { bootstrapTokenRoutes } from "./routes/bootstrap-tokens.ts";
 import { credentialRoutes } from "./routes/credentials.ts";
@@ -42,25 +39,10 @@ const resumeMs = 30_000;
  * revocations of them all. Makes the first signing key, and the set-up code where there is no organisation.
  */
 export const createService: CreateService = async (runtime) => {
-  const { clock, log, masterKey, stateDir } = runtime;
+  const { clock, log, stateDir } = runtime;
   const database = await runtime.openDatabase<IdentitySchema>(new URL("./migrations/", import.meta.url));
   const outbox = openOutbox(database, { log });
-  const deps: Dependencies = {
-    database,
-    clock,
-    log,
-    keyRing: await openKeyRing({ database, masterKey, clock, log }),
-    revocations: openRevocationLog({ database, outbox, clock, log }),
-    pager: createPager(masterKey.derive("identity/page-tokens")),
-    refreshKey: masterKey.derive("identity/refresh-tokens"),
-    issuer: runtime.trustDomain,
-    stateDir,
-    async eraseAt(service, orgId) {
-      const answer = await runtime.clientOf(service, TenantService).eraseTenant({ orgId }, { timeoutMs: 60_000 });
-      const erased = Object.fromEntries(Object.entries(answer.erased).map(([table, count]) => [table, Number(count)]));
-      return { erased, remaining: Number(answer.remaining) };
-    },
-  };
+  const deps = await openDependencies(runtime, database, outbox);
   await ensureSetUpCode({ database, stateDir, now: new Date(clock.now()) });
 
   const stopped = new AbortController();
@@ -85,7 +67,7 @@ export const createService: CreateService = async (runtime) => {
     http: [],
     async start() {
       const { signal } = stopped;
-      deps.revocations.start();
+      await deps.revocations.start();
       keyTimer = setInterval(() => {
         deps.keyRing.refresh().catch((error: unknown) => log.warn({ err: error }, "signing keys not refreshed"));
       }, keyRefreshMs);

@@ -8,9 +8,8 @@ import { SessionService } from "@octomesh/proto/octomesh/identity/v1/session_ser
 import { CallerKind, Role } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { sql } from "kysely";
 import { describe, expect, it } from "vitest";
-import { startTestIdentity } from "./identity-fixture.ts";
-import { refusalOf } from "./refusal-of.ts";
 import { ensureSetUpCode, setUpCodePath } from "./set-up-code.ts";
+import { refusalOf, startTestIdentity } from "./test/identity-fixture.ts";
 
 const identity = await startTestIdentity();
 /** The owner's token, once the organisation is set up. */
@@ -96,10 +95,8 @@ describe("SetUpOrganization", () => {
   });
 
   it("never logs the code, the address or a token", () => {
-    const all = identity.logged.join("\n");
-    expect(all).not.toMatch(/edg_setup_[0-9A-Za-z]{28}/);
-    expect(all).not.toMatch(/example\.com/i);
-    expect(all).not.toMatch(/edg_session_|eyJ/);
+    const secret = /edg_[a-z]+_[0-9A-Za-z]{28}|eyJ[\w-]+\.eyJ|example\.com/i;
+    expect(identity.logged.find((line) => secret.test(line))).toBeUndefined();
   });
 });
 

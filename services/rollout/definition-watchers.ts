@@ -21,8 +21,6 @@ export interface DefinitionWatchers {
    * resumed behind the event. The change must be two seconds old.
    */
   allTold(rolloutId: string, revision: bigint): boolean;
-  /** How many are open. */
-  count(): number;
 }
 
 interface Watch {
@@ -66,6 +64,5 @@ export function createDefinitionWatchers(clock: Clock): DefinitionWatchers {
           (revisions.get(rolloutId) ?? 0n) >= revision || (idleSinceMs !== undefined && idleSinceMs <= quietSinceMs),
       );
     },
-    count: () => watches.size,
   };
 }

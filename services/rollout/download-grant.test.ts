@@ -42,15 +42,16 @@ describe("a download grant", () => {
       fc.property(fc.nat(text.length - 1), fc.constantFrom(..."0a9z.A-_"), (at, character) => {
         fc.pre(text[at] !== character);
         const changed = text.slice(0, at) + character + text.slice(at + 1);
-        // The last character of base64url carries two bits that mean nothing.
-        const isSame = Buffer.from(changed.slice(-43), "base64url").equals(Buffer.from(text.slice(-43), "base64url"));
-        fc.pre(!(isSame && at >= text.length - 43));
         expect(checkDownloadGrant(key, changed, use)).toBeUndefined();
       }),
     );
   });
 
   it("is refused for any other text", () => {
-    fc.assert(fc.property(fc.string({ maxLength: 600 }), (text) => expect(checkDownloadGrant(key, text, use)).toBeUndefined()));
+    fc.assert(
+      fc.property(fc.string({ maxLength: 600 }), (text) => {
+        expect(checkDownloadGrant(key, text, use)).toBeUndefined();
+      }),
+    );
   });
 });

@@ -51,6 +51,8 @@ export function checkDownloadGrant(
   const { orgId, deviceId, artifactId } = use;
   const expected = macOf(key, { orgId, deviceId, artifactId, rolloutId, versionId, expiry });
   const given = Buffer.from(macText, "base64url");
+  // The last character of base64url carries two bits that mean nothing: only their one right form is a grant.
+  if (given.toString("base64url") !== macText) return undefined;
   if (given.length !== expected.length || !timingSafeEqual(given, expected)) return undefined;
   if (Number.parseInt(expiry, 36) * 1000 <= use.nowMs) return undefined;
   return { rolloutId, versionId };

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { type FileHandle, mkdir, open, readdir, rename, rm } from "node:fs/promises";
+import { access, constants, type FileHandle, mkdir, open, readdir, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { fail, Reason } from "@octomesh/mesh/errors";
 import type { BlobKey, BlobStore, UploadKey } from "./blob-store.ts";
@@ -15,12 +15,19 @@ const readBytes = 256 * 1024;
  * are flushed to the disk (fsync) before they are acknowledged, and a blob appears by rename: whole or not at all. For
  * one machine, or several that share a file system with the same guarantees.
  *
- * @param root made if it is missing, readable by this user alone
+ * @param root made if it is missing, readable by this user alone; an error that names OCTOMESH_STATE_DIR if it cannot be written
  */
 export async function openFileBlobStore(root: string): Promise<BlobStore> {
   const blobsRoot = join(root, "blobs");
   const uploadsRoot = join(root, "uploads");
-  for (const folder of [blobsRoot, uploadsRoot]) await mkdir(folder, { recursive: true, mode: 0o700 });
+  for (const folder of [blobsRoot, uploadsRoot]) {
+    try {
+      await mkdir(folder, { recursive: true, mode: 0o700 });
+      await access(folder, constants.R_OK | constants.W_OK | constants.X_OK);
+    } catch (error) {
+      throw new Error(`OCTOMESH_STATE_DIR: ${folder} cannot be written (${codeOf(error)})`, { cause: error });
+    }
+  }
 
   const blobFolder = (orgId: string) => join(blobsRoot, checked(orgId, orgPattern));
   const uploadFolder = (orgId: string) => join(uploadsRoot, checked(orgId, orgPattern));

@@ -1,8 +1,9 @@
-import { bucketOf } from "@octomesh/mesh/bucket";
+import { readFileSync } from "node:fs";
+import { bucketOf, sliceOf } from "@octomesh/mesh/bucket";
 import { newId } from "@octomesh/mesh/ids";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { type Definition, exposedShare, exposes, indexDefinitions, resolveDevice, stillDelivers } from "./resolve.ts";
+import { type Definition, exposes, indexDefinitions, resolveDevice, stillDelivers } from "./resolve.ts";
 
 const devices = Array.from({ length: 400 }, () => newId("dev"));
 const group = newId("grp");
@@ -43,12 +44,18 @@ describe("resolveDevice", () => {
   it("takes the version from nobody as the share grows", () => {
     const shares = fc.integer({ min: 0, max: 100_000 });
     fc.assert(
-      fc.property(shares, shares, fc.integer({ min: 0, max: 50_000 }), fc.constantFrom(...devices), (a, b, control, id) => {
-        const [less, more] = a < b ? [a, b] : [b, a];
-        const rollout = definition({ controlThousandths: control });
-        const at = (percentageThousandths: number) => exposes({ ...rollout, percentageThousandths }, id);
-        if (at(less)) expect(at(more)).toBe(true);
-      }),
+      fc.property(
+        shares,
+        shares,
+        fc.integer({ min: 0, max: 50_000 }),
+        fc.constantFrom(...devices),
+        (a, b, control, id) => {
+          const [less, more] = a < b ? [a, b] : [b, a];
+          const rollout = definition({ controlThousandths: control });
+          const at = (percentageThousandths: number) => exposes({ ...rollout, percentageThousandths }, id);
+          if (at(less)) expect(at(more)).toBe(true);
+        },
+      ),
     );
   });
 
@@ -56,7 +63,6 @@ describe("resolveDevice", () => {
     const rollout = definition({ controlThousandths: 20_000 });
     const control = devices.filter((deviceId) => bucketOf(rollout.salt, deviceId) >= 80_000);
     expect(control.length).toBeGreaterThan(0);
-    expect(exposedShare(rollout)).toBe(80_000);
     for (const deviceId of devices) {
       expect(versionsOf([rollout], deviceId)).toEqual(control.includes(deviceId) ? [] : [rollout.versionId]);
       const completed: Definition = { ...rollout, state: "completed", endTimeMs: 1 };
@@ -69,7 +75,8 @@ describe("resolveDevice", () => {
     const second = definition({ state: "completed", endTimeMs: 2 });
     for (const state of ["rolling_back", "rolled_back", "aborted", "draft", "scheduled"] as const) {
       const rollout = definition({ state, percentageThousandths: 50_000 });
-      for (const deviceId of devices) expect(versionsOf([second, first, rollout], deviceId)).toEqual([second.versionId]);
+      for (const deviceId of devices)
+        expect(versionsOf([second, first, rollout], deviceId)).toEqual([second.versionId]);
     }
   });
 
@@ -128,18 +135,23 @@ describe("resolveDevice", () => {
       { maxLength: 12 },
     );
     fc.assert(
-      fc.property(anyDefinitions, fc.constantFrom(...devices), fc.subarray([group, otherGroup]), (some, deviceId, groupIds) => {
-        const definitions = some.map((each) => definition(each as Partial<Definition>));
-        const decided = resolveDevice(indexDefinitions(definitions), { deviceId, groupIds });
-        const models = decided.map((each) => each.modelId);
-        expect(models).toEqual([...new Set(models)].sort());
-        const reversed = resolveDevice(indexDefinitions([...definitions].reverse()), { deviceId, groupIds });
-        expect(reversed).toEqual(decided);
-        for (const each of decided) {
-          expect(exposes(each, deviceId)).toBe(true);
-          expect(each.groupIds.length === 0 || each.groupIds.some((id) => groupIds.includes(id))).toBe(true);
-        }
-      }),
+      fc.property(
+        anyDefinitions,
+        fc.constantFrom(...devices),
+        fc.subarray([group, otherGroup]),
+        (some, deviceId, groupIds) => {
+          const definitions = some.map((each) => definition(each as Partial<Definition>));
+          const decided = resolveDevice(indexDefinitions(definitions), { deviceId, groupIds });
+          const models = decided.map((each) => each.modelId);
+          expect(models).toEqual([...new Set(models)].sort());
+          const reversed = resolveDevice(indexDefinitions([...definitions].reverse()), { deviceId, groupIds });
+          expect(reversed).toEqual(decided);
+          for (const each of decided) {
+            expect(exposes(each, deviceId)).toBe(true);
+            expect(each.groupIds.length === 0 || each.groupIds.some((id) => groupIds.includes(id))).toBe(true);
+          }
+        },
+      ),
     );
   });
 });
@@ -155,5 +167,16 @@ describe("stillDelivers", () => {
     expect(stillDelivers(index, rollout.rolloutId, "mvr_other", inside)).toBe(false);
     const rolledBack = indexDefinitions([{ ...rollout, state: "rolling_back" }]);
     expect(stillDelivers(rolledBack, rollout.rolloutId, rollout.versionId, inside)).toBe(false);
+  });
+});
+
+describe("docs/rollouts.md", () => {
+  it("shows test vectors that the bucket function gives", () => {
+    const documented = readFileSync(new URL("../../docs/rollouts.md", import.meta.url), "utf8");
+    const rows = [...documented.matchAll(/^\| `([^`]+)` \| `(dev_[^`]+)` \| (\d+) \| (\d+) \|$/gm)];
+    expect(rows.length).toBeGreaterThan(5);
+    for (const [, salt = "", deviceId = "", bucket, slice] of rows) {
+      expect([bucketOf(salt, deviceId), sliceOf(salt, deviceId)]).toEqual([Number(bucket), Number(slice)]);
+    }
   });
 });

@@ -1,5 +1,5 @@
 import { bucketOf, isExposed } from "@octomesh/mesh/bucket";
-import { type RolloutState, targetKeyOf, wholeThousandths } from "./rollout.ts";
+import { type RolloutState, targetKeyOf } from "./rollout.ts";
 
 /** What of a rollout decides which devices run its version. Times are milliseconds since the Unix epoch. */
 export interface Definition {
@@ -107,14 +107,6 @@ export function exposes(definition: Definition, deviceId: string): boolean {
 export function stillDelivers(index: DefinitionIndex, rolloutId: string, versionId: string, deviceId: string): boolean {
   const definition = index.byRollout.get(rolloutId);
   return definition !== undefined && definition.versionId === versionId && exposes(definition, deviceId);
-}
-
-/** The share of a target that a rollout exposes at most, in thousandths of a percent: the control group stays out. */
-export function exposedShare(definition: Definition): number {
-  if (definition.state === "completed") return wholeThousandths;
-  return isUnderWay(definition.state)
-    ? Math.min(definition.percentageThousandths, wholeThousandths - definition.controlThousandths)
-    : 0;
 }
 
 function isUnderWay(state: RolloutState): boolean {

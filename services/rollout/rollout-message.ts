@@ -60,12 +60,12 @@ export function planOfMessage(message: Rollout_Plan | undefined): Plan {
   return {
     stages: (message?.stages ?? []).map((stage) => ({
       percentageThousandths: stage.percentageThousandths,
-      minDwellMs: stage.minDwell === undefined ? 0 : durationMs(stage.minDwell),
+      minDwellMs: stage.minDwell === undefined ? 0 : Math.ceil(durationMs(stage.minDwell)),
       minSample: Number(stage.minSample),
       approvalRequired: stage.approvalRequired,
     })),
     controlThousandths: message?.controlThousandths ?? 0,
-    ...(message?.scheduleTime === undefined ? {} : { scheduleTimeMs: timestampMs(message.scheduleTime) }),
+    ...(message?.scheduleTime === undefined ? {} : { scheduleTimeMs: Math.ceil(timestampMs(message.scheduleTime)) }),
   };
 }
 

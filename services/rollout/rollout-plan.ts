@@ -6,11 +6,17 @@ export interface PlanProblem {
   readonly message: string;
 }
 
+const maxScheduleMs = 366 * 24 * 60 * 60_000;
+
 /**
  * Looks for what the bounds of single fields cannot say: a plan has a stage, and each has a greater share than the one
- * before. Answers the first problem, or undefined for a sound plan.
+ * before, and a time within a year. Answers the first problem, or undefined for a sound plan.
  */
-export function planProblem(plan: Plan): PlanProblem | undefined {
+export function planProblem(plan: Plan, nowMs: number): PlanProblem | undefined {
+  const { scheduleTimeMs } = plan;
+  if (scheduleTimeMs !== undefined && !(scheduleTimeMs >= 0 && scheduleTimeMs <= nowMs + maxScheduleMs)) {
+    return { field: "plan.schedule_time", message: "a rollout is scheduled for at most 366 days ahead" };
+  }
   if (plan.stages.length === 0) return { field: "plan.stages", message: "a rollout needs at least one stage" };
   let before = -1;
   for (const [index, stage] of plan.stages.entries()) {

@@ -56,9 +56,9 @@ describe("a rollout's state machine", () => {
   });
 
   it("refuses a share below the present one as not monotone", () => {
-    expect(nextPosition(at("running", 50_000), one, { kind: "set_percentage", percentageThousandths: 49_999 }, 0)).toEqual(
-      { kind: "refused", refusal: expect.objectContaining({ kind: "percentage_not_monotone" }) },
-    );
+    expect(
+      nextPosition(at("running", 50_000), one, { kind: "set_percentage", percentageThousandths: 49_999 }, 0),
+    ).toEqual({ kind: "refused", refusal: expect.objectContaining({ kind: "percentage_not_monotone" }) });
   });
 
   it("waits for its time where the plan has one, and starts at once where that is over", () => {
@@ -66,7 +66,9 @@ describe("a rollout's state machine", () => {
     expect(positionAfter(nextPosition(at("draft"), scheduled, { kind: "start" }, 4_999)).state).toBe("scheduled");
     expect(positionAfter(nextPosition(at("draft"), scheduled, { kind: "start" }, 5_000)).state).toBe("running");
     expect(nextPosition(at("scheduled"), scheduled, { kind: "schedule_due" }, 4_999)).toEqual({ kind: "unchanged" });
-    expect(positionAfter(nextPosition(at("scheduled"), scheduled, { kind: "schedule_due" }, 5_000)).state).toBe("running");
+    expect(positionAfter(nextPosition(at("scheduled"), scheduled, { kind: "schedule_due" }, 5_000)).state).toBe(
+      "running",
+    );
   });
 
   it("goes on to the next stage when the present one has lasted, and waits for approval where that is asked", () => {
@@ -109,26 +111,24 @@ describe("a rollout's state machine", () => {
 });
 
 const share = fc.integer({ min: 0, max: 100_000 });
-const plans = fc
-  .uniqueArray(share, { minLength: 1, maxLength: 6 })
-  .chain((shares) =>
-    fc.record({
-      stages: fc.tuple(
-        ...shares
-          .sort((a, b) => a - b)
-          .map((percentageThousandths) =>
-            fc.record({
-              percentageThousandths: fc.constant(percentageThousandths),
-              minDwellMs: fc.constantFrom(0, 1_000),
-              minSample: fc.constantFrom(0, 0, 5),
-              approvalRequired: fc.boolean(),
-            }),
-          ),
-      ),
-      controlThousandths: fc.integer({ min: 0, max: 50_000 }),
-      scheduleTimeMs: fc.option(fc.integer({ min: 0, max: 20_000 }), { nil: undefined }),
-    }),
-  );
+const plans = fc.uniqueArray(share, { minLength: 1, maxLength: 6 }).chain((shares) =>
+  fc.record({
+    stages: fc.tuple(
+      ...shares
+        .sort((a, b) => a - b)
+        .map((percentageThousandths) =>
+          fc.record({
+            percentageThousandths: fc.constant(percentageThousandths),
+            minDwellMs: fc.constantFrom(0, 1_000),
+            minSample: fc.constantFrom(0, 0, 5),
+            approvalRequired: fc.boolean(),
+          }),
+        ),
+    ),
+    controlThousandths: fc.integer({ min: 0, max: 50_000 }),
+    scheduleTimeMs: fc.option(fc.integer({ min: 0, max: 20_000 }), { nil: undefined }),
+  }),
+);
 const kinds = [
   "start",
   "set_percentage",
@@ -145,9 +145,7 @@ const kinds = [
 ] as const;
 const actions: fc.Arbitrary<Action> = fc
   .tuple(fc.constantFrom(...kinds), share)
-  .map(([kind, percentageThousandths]) =>
-    kind === "set_percentage" ? { kind, percentageThousandths } : { kind },
-  );
+  .map(([kind, percentageThousandths]) => (kind === "set_percentage" ? { kind, percentageThousandths } : { kind }));
 
 describe("every walk through the state machine", () => {
   it("keeps the share growing until a rollback, the stage behind the share, and an answer to everything", () => {
@@ -231,6 +229,10 @@ describe("every walk through the state machine", () => {
       "rolled_back",
       "aborted",
     ]);
+    // The index that keeps a second rollout of a model and a target from starting.
+    const migration = readFileSync(new URL("./migrations/001_init.sql", import.meta.url), "utf8");
+    const index = /rollouts_one_active[^;]*where state in \(([^)]*)\)/.exec(migration)?.[1] ?? "";
+    expect(index.match(/\w+/g)).toEqual(activeStates);
   });
 });
 

@@ -38,7 +38,13 @@ describe("parseSemanticVersion", () => {
     const number = fc.nat();
     fc.assert(
       fc.property(number, number, number, (major, minor, patch) => {
-        expect(parseSemanticVersion(`${major}.${minor}.${patch}`)).toEqual({ major, minor, patch, prerelease: [], build: [] });
+        expect(parseSemanticVersion(`${major}.${minor}.${patch}`)).toEqual({
+          major,
+          minor,
+          patch,
+          prerelease: [],
+          build: [],
+        });
       }),
     );
   });

@@ -54,6 +54,8 @@ export const createService: CreateService = async (runtime) => {
     async start() {
       background = holdLease(database, {
         name: "rollout.background",
+        ttlMs: 10_000,
+        retryMs: 2_000,
         log: deps.log,
         signal: stopping.signal,
         run: (lease, signal) => runBackground(runtime, deps, lease, signal),

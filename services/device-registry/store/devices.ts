@@ -189,7 +189,8 @@ export function deviceStore(database: Database<DeviceRegistryTables>, clock: Clo
     async facts(orgId, ids) {
       const { rows } = await database.read(orgId, (tx) =>
         sql<{ id: string; state: StoredState; group_ids: string[] }>`select d.id, d.state, ${groupIds} as group_ids
-          from devices d where d.org_id = ${orgId} and d.id = any(${[...ids]}::text[])`.execute(tx),
+          from devices d where d.org_id = ${orgId} and d.id = any(${[...ids]}::text[])
+            and d.state <> 'reserved'`.execute(tx),
       );
       return new Map(rows.map((row) => [row.id, { state: row.state, groupIds: row.group_ids }]));
     },

@@ -39,6 +39,8 @@ export interface FakeIdentity {
   loseNextAnswer(): void;
   /** Runs before each issue answers. */
   beforeIssue(hook: () => Promise<void>): void;
+  /** Runs once after the next revocation, before it answers. */
+  afterNextRevocation(hook: () => Promise<void>): void;
   live(deviceId: string): FakeFamily[];
   routes(router: ConnectRouter): void;
 }
@@ -49,6 +51,7 @@ export function fakeIdentity(): FakeIdentity {
   const families: FakeFamily[] = [];
   let lose = false;
   let hook = async (): Promise<void> => {};
+  let afterRevocation: (() => Promise<void>) | undefined;
 
   const organizationOf = (context: HandlerContext): string => {
     const delegation = parseDelegation(context.requestHeader.get(delegateHeader) ?? "");
@@ -68,6 +71,9 @@ export function fakeIdentity(): FakeIdentity {
     },
     beforeIssue(next) {
       hook = next;
+    },
+    afterNextRevocation(next) {
+      afterRevocation = next;
     },
     live: (deviceId) => families.filter((family) => family.deviceId === deviceId && !family.revoked),
     routes(router) {
@@ -126,6 +132,9 @@ export function fakeIdentity(): FakeIdentity {
             (family) => family.orgId === orgId && family.deviceId === request.deviceId && !family.revoked,
           );
           for (const family of live) family.revoked = true;
+          const next = afterRevocation;
+          afterRevocation = undefined;
+          await next?.();
           return { revoked: live.length };
         },
       });

@@ -1,4 +1,5 @@
 import { type Insertable, type Selectable, sql } from "kysely";
+import type { ControlSession } from "../control-session.ts";
 import type { IdentityTransaction, RevocationTable } from "../schema.ts";
 
 /** A stored revocation. */
@@ -52,41 +53,34 @@ export interface Subscriber {
   readonly cursor: string;
 }
 
-/** Begins or renews a subscriber's lease on the database's clock; role system. An empty cursor keeps the one before. */
+/** Begins or renews a subscriber's lease on the database's clock. An empty cursor keeps the one before. */
 export async function renewSubscriber(
-  tx: IdentityTransaction,
+  session: ControlSession,
   subscriber: Subscriber & { peer: string },
   leaseMs: number,
 ): Promise<void> {
   const { id, peer, cursor } = subscriber;
-  await tx
-    .insertInto("revocation_subscribers")
-    .values({ id, peer, cursor, lease_expire_time: sql`clock_timestamp() + make_interval(secs => ${leaseMs / 1000})` })
-    .onConflict((conflict) =>
-      conflict
-        .column("id")
-        .doUpdateSet({
-          cursor: sql`case when excluded.cursor = '' then revocation_subscribers.cursor else excluded.cursor end`,
-          lease_expire_time: sql`excluded.lease_expire_time`,
-        })
-        .where("revocation_subscribers.peer", "=", sql<string>`excluded.peer`),
-    )
-    .execute();
+  await session.query(
+    `insert into revocation_subscribers as s (id, peer, cursor, lease_expire_time)
+     values ($1, $2, $3, clock_timestamp() + $4 * interval '1 millisecond')
+     on conflict (id) do update
+     set cursor = case when excluded.cursor = '' then s.cursor else excluded.cursor end,
+       lease_expire_time = excluded.lease_expire_time
+     where s.peer = excluded.peer`,
+    [id, peer, cursor, leaseMs],
+  );
 }
 
-/** Ends a subscriber's lease; role system. */
-export async function deleteSubscriber(tx: IdentityTransaction, id: string, peer: string): Promise<void> {
-  await tx.deleteFrom("revocation_subscribers").where("id", "=", id).where("peer", "=", peer).execute();
+/** Ends a subscriber's lease. */
+export async function deleteSubscriber(session: ControlSession, id: string, peer: string): Promise<void> {
+  await session.query("delete from revocation_subscribers where id = $1 and peer = $2", [id, peer]);
 }
 
-/** Subscribers whose lease runs; role system. */
-export async function listSubscribers(tx: IdentityTransaction): Promise<Subscriber[]> {
-  return await tx
-    .selectFrom("revocation_subscribers")
-    .select(["id", "cursor"])
-    .where("lease_expire_time", ">", sql<Date>`clock_timestamp()`)
-    .orderBy("id")
-    .execute();
+/** Subscribers whose lease runs. */
+export async function listSubscribers(session: ControlSession): Promise<Subscriber[]> {
+  return await session.query<{ id: string; cursor: string }>(
+    "select id, cursor from revocation_subscribers where lease_expire_time > clock_timestamp() order by id",
+  );
 }
 
 /** Forgets subscribers that have been gone for an hour; role system. */

@@ -98,7 +98,8 @@ async function readChunk(request: HttpRequest, announced: number | undefined, si
   signal.addEventListener("abort", stop, { once: true });
   watch();
   try {
-    for await (const part of request as AsyncIterable<Buffer>) {
+    // A body that is too large is answered, not broken off.
+    for await (const part of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
       watch();
       length += part.length;
       if (length > maxChunkBytes) throw tooLarge();

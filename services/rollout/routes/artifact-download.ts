@@ -41,34 +41,32 @@ export function artifactDownloadRoute(deps: Dependencies): HttpRoute {
         finish(response, 304);
         return;
       }
-      // RFC 9530: Repr-Digest is of the whole artifact, also beside a part of it; Content-Digest of what is sent.
-      const digest = `sha-256=:${artifact.sha256.toString("base64")}:`;
-      response.setHeader("content-type", "application/octet-stream");
-      response.setHeader("content-disposition", `attachment; filename="${artifactId}"`);
-      response.setHeader("repr-digest", digest);
       const isHead = request.method === "HEAD";
       const asked =
         isHead || precondition === "proceed_without_range"
           ? ({ kind: "whole" } as const)
           : parseRange(headerOf(request, "range"), sizeBytes);
       if (asked.kind === "unsatisfiable") {
-        response.removeHeader("content-disposition");
-        response.removeHeader("repr-digest");
         response.setHeader("content-range", `bytes */${sizeBytes}`);
-        throw fail(Reason.RANGE_NOT_SATISFIABLE, `the artifact has ${sizeBytes} bytes`, {
-          size_bytes: String(sizeBytes),
-        });
+        const metadata = { size_bytes: String(sizeBytes) };
+        throw fail(Reason.RANGE_NOT_SATISFIABLE, `the artifact has ${sizeBytes} bytes`, metadata);
       }
       const range: ByteRange = asked.kind === "part" ? asked.range : { first: 0, last: sizeBytes - 1 };
+      const body = isHead ? undefined : await deps.blobs.open({ orgId, sha256 }, range);
+      if (!isHead && body === undefined) throw new Error(`artifact ${artifactId} has no bytes in the blob store`);
+
+      response.setHeader("content-type", "application/octet-stream");
+      response.setHeader("content-disposition", `attachment; filename="${artifactId}"`);
       response.setHeader("content-length", String(range.last - range.first + 1));
+      // RFC 9530: Repr-Digest is of the whole artifact, also beside a part of it; Content-Digest of what is sent.
+      const digest = `sha-256=:${artifact.sha256.toString("base64")}:`;
+      response.setHeader("repr-digest", digest);
       if (asked.kind === "part") response.setHeader("content-range", `bytes ${range.first}-${range.last}/${sizeBytes}`);
       else response.setHeader("content-digest", digest);
-      if (isHead) {
+      if (body === undefined) {
         finish(response, 200);
         return;
       }
-      const body = await deps.blobs.open({ orgId, sha256 }, range);
-      if (body === undefined) throw new Error(`artifact ${artifactId} has no bytes in the blob store`);
       response.statusCode = asked.kind === "part" ? 206 : 200;
       await send(body, response, call);
     },

@@ -19,7 +19,7 @@ import type { Dependencies } from "../dependencies.ts";
 import { downloadGrantLifetimeMs, mintDownloadGrant } from "../download-grant.ts";
 import { type Definition, type DeviceFacts, resolveDevice } from "../resolve.ts";
 import { rolloutMessage } from "../rollout-message.ts";
-import { listDecidingOfAll } from "../store/rollouts.ts";
+import { findRollout, listDecidingOfAll } from "../store/rollouts.ts";
 
 const snapshotPage = 500;
 
@@ -63,12 +63,14 @@ export function assignmentRoutes(deps: Dependencies): ServiceImpl<typeof Assignm
           yield response(cursor, [], true);
         }
         for await (const event of outbox.watch({ topic: definitionsTopic, cursor, signal })) {
-          const rollout = fromBinary(RolloutSchema, event.payload);
+          const announced = fromBinary(RolloutSchema, event.payload);
+          // As it stands now: an event that is older than what the peer has must not take it back.
+          const rollout = await database.read(event.orgId, (tx) => findRollout(tx, event.orgId, announced.id));
+          const deleted = { ...announced, state: Rollout_State.ABORTED };
           watcher.busy();
-          yield response(event.cursor, [rollout], false);
+          yield response(event.cursor, [rollout === undefined ? deleted : rolloutMessage(rollout)], false);
           watcher.idle();
-          const revision = BigInt(event.key.slice(event.key.indexOf("/") + 1));
-          if (rollout.state === Rollout_State.ROLLING_BACK) watcher.told(rollout.id, revision);
+          if (rollout?.state === "rolling_back") watcher.told(rollout.id, rollout.revision);
         }
       } finally {
         watcher.end();

@@ -40,7 +40,7 @@ export function rolloutRoutes(deps: Dependencies): ServiceImpl<typeof RolloutSer
       const call = callOf(ctx);
       const { orgId } = call;
       const plan = planOfMessage(request.plan);
-      const problem = planProblem(plan);
+      const problem = planProblem(plan, clock.now());
       if (problem !== undefined)
         throw fail(Reason.VALIDATION_FAILED, `${problem.field}: ${problem.message}`, { ...problem });
       return await createOnce(deps, ctx, call, RolloutService.method.createRollout, request, async (tx) => {

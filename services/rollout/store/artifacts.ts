@@ -66,6 +66,21 @@ export async function openUpload(
     expire_time: expireTime,
   };
   if (artifactId !== undefined) {
+    const done = await tx
+      .updateTable("artifact_uploads")
+      .set({ expire_time: expireTime })
+      .where("org_id", "=", orgId)
+      .where("id", "=", ({ selectFrom }) =>
+        selectFrom("artifact_uploads as known")
+          .select("known.id")
+          .where("known.org_id", "=", orgId)
+          .where("known.artifact_id", "=", artifactId)
+          .where("known.expire_time", ">", time)
+          .limit(1),
+      )
+      .returningAll()
+      .executeTakeFirst();
+    if (done !== undefined) return { row: done, made: false };
     const row = await tx
       .insertInto("artifact_uploads")
       .values({ ...values, artifact_id: artifactId, stored_bytes: sizeBytes, verified: true })

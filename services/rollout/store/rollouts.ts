@@ -70,13 +70,20 @@ export async function insertRollout(tx: Tx, rollout: NewRollout, step: Step): Pr
 
 /** Finds a rollout. Refuses with RESOURCE_NOT_FOUND. */
 export async function getRollout(tx: Tx, orgId: string, id: string): Promise<Rollout> {
+  const rollout = await findRollout(tx, orgId, id);
+  if (rollout === undefined) {
+    throw fail(Reason.RESOURCE_NOT_FOUND, `there is no rollout ${id}`, { resource: "rollout", id });
+  }
+  return rollout;
+}
+
+/** Finds a rollout; undefined if there is none. */
+export async function findRollout(tx: Tx, orgId: string, id: string): Promise<Rollout | undefined> {
   const row = await selectRollouts(tx)
     .where("rollouts.org_id", "=", orgId)
     .where("rollouts.id", "=", id)
     .executeTakeFirst();
-  if (row === undefined)
-    throw fail(Reason.RESOURCE_NOT_FOUND, `there is no rollout ${id}`, { resource: "rollout", id });
-  return rolloutOf(row);
+  return row === undefined ? undefined : rolloutOf(row);
 }
 
 /**

@@ -18,9 +18,12 @@ import { createCredentials } from "@octomesh/mesh/credentials";
 import type { Database } from "@octomesh/mesh/database";
 import { delegateHeader, formatDelegation } from "@octomesh/mesh/delegation";
 import { enforcePolicy } from "@octomesh/mesh/enforce-policy";
-import { fail, Reason } from "@octomesh/mesh/errors";
+import { fail, Reason, reasonOf } from "@octomesh/mesh/errors";
+import { newId } from "@octomesh/mesh/ids";
 import { createMasterKey } from "@octomesh/mesh/master-key";
 import { createRpcMetrics, observe } from "@octomesh/mesh/observe";
+import { digestToken, mintToken } from "@octomesh/mesh/opaque-token";
+import { openOutbox } from "@octomesh/mesh/outbox";
 import { loadPolicies } from "@octomesh/mesh/policy";
 import { createRateLimiter } from "@octomesh/mesh/ratelimit";
 import { registrationsOf } from "@octomesh/mesh/registrations";
@@ -32,13 +35,17 @@ import { openTestDatabase, type TestDatabase, testCall } from "@octomesh/mesh/te
 import { CredentialService } from "@octomesh/proto/octomesh/identity/v1/credential_service_pb";
 import { OrganizationService } from "@octomesh/proto/octomesh/identity/v1/organization_service_pb";
 import type { Session } from "@octomesh/proto/octomesh/identity/v1/session_pb";
+import { SessionService } from "@octomesh/proto/octomesh/identity/v1/session_service_pb";
 import { TenantService } from "@octomesh/proto/octomesh/tenant/v1/tenant_service_pb";
 import { pino } from "pino";
 import { Registry } from "prom-client";
 import { afterAll } from "vitest";
-import type { IdentitySchema } from "./schema.ts";
-import { createService } from "./service.ts";
-import { setUpCodePath } from "./set-up-code.ts";
+import { type Dependencies, openDependencies } from "../dependencies.ts";
+import type { IdentitySchema } from "../schema.ts";
+import { createService } from "../service.ts";
+import { setUpCodePath } from "../set-up-code.ts";
+import { insertMember } from "../store/members.ts";
+import { insertOrganizations } from "../store/organizations.ts";
 
 /** Who calls in a test: the credential it shows, or the service it is. */
 export type TestCaller =
@@ -56,6 +63,8 @@ export interface TestSibling {
 export interface TestIdentity {
   readonly database: TestDatabase<IdentitySchema>;
   readonly service: Service;
+  /** What the service's parts need, for tests of parts that no call reaches. */
+  readonly dependencies: Dependencies;
   /** The service's clock: milliseconds to add to the machine's. Credentials are checked on the machine's. */
   readonly time: { offsetMs: number };
   /** What a live sibling knows of revocations. */
@@ -67,7 +76,29 @@ export interface TestIdentity {
   client<S extends DescService>(service: S, caller: TestCaller): Client<S>;
   setUpCode(): Promise<string>;
   /** Sets the organisation up: its ids, its owner's session. */
-  setUp(): Promise<{ orgId: string; testOrgId: string; ownerId: string; session: Session }>;
+  setUp(): Promise<TestOrganization>;
+  /** Another organisation, which a mesh that is hosted for several would have. */
+  addOrganization(displayName: string): Promise<TestOrganization>;
+}
+
+/** An organisation of a test. */
+export interface TestOrganization {
+  readonly orgId: string;
+  readonly testOrgId: string;
+  readonly ownerId: string;
+  readonly session: Session;
+}
+
+/** The reason that a call was refused for; undefined where it was not refused. */
+export async function refusalOf(call: Promise<unknown>): Promise<Reason | undefined> {
+  try {
+    await call;
+    return undefined;
+  } catch (error) {
+    const reason = reasonOf(error);
+    if (reason === undefined) throw error;
+    return reason;
+  }
 }
 
 const callerHeader = "x-test-caller";
@@ -80,7 +111,9 @@ const trustDomain = "octomesh.test";
 export async function startTestIdentity(): Promise<TestIdentity> {
   const database = await openTestDatabase<IdentitySchema>({
     service: "identity",
-    migrations: new URL("./migrations/", import.meta.url),
+    migrations: new URL("../migrations/", import.meta.url),
+    // Tests ask for much at once on machines that do much else.
+    database: { connectTimeoutMs: 60_000 },
   });
   const stateDir = await mkdtemp(join(tmpdir(), "octomesh-test-identity-"));
   const logged: string[] = [];
@@ -111,6 +144,8 @@ export async function startTestIdentity(): Promise<TestIdentity> {
     systemCall: (orgId, action) => createSystemCall("identity", orgId, action, log),
   };
   const service = await createService(runtime);
+  const outbox = openOutbox<IdentitySchema>(database, { log });
+  const dependencies = await openDependencies(runtime, database, outbox);
   const limiter = createRateLimiter({
     limits: { ...defaultLimits, unauthenticated: unlimited },
     clock: systemClock,
@@ -151,6 +186,7 @@ export async function startTestIdentity(): Promise<TestIdentity> {
   afterAll(async () => {
     await credentials.stop();
     await revocations.stop();
+    await outbox.close();
     await service.stop();
     await limiter.close();
     await rm(stateDir, { recursive: true, force: true });
@@ -159,11 +195,44 @@ export async function startTestIdentity(): Promise<TestIdentity> {
   const client = <S extends DescService>(desc: S, caller: TestCaller): Client<S> =>
     createClient(desc, withHeaders(transportOf(holder), headersOf(caller)));
 
+  const addOrganization = async (displayName: string): Promise<TestOrganization> => {
+    const [orgId, testOrgId, ownerId] = [newId("org"), newId("org"), newId("usr")];
+    const now = new Date();
+    const common = {
+      plan: 1,
+      device_token_expiry_ms: 86_400_000,
+      create_time: now,
+      update_time: now,
+      delete_time: null,
+    };
+    const code = mintToken("edg_invite_");
+    const email = `owner@${ownerId.slice(4, 12)}.test`;
+    await database.system(async (tx) => {
+      await insertOrganizations(tx, [
+        { ...common, org_id: orgId, paired_id: testOrgId, display_name: displayName, environment: 1 },
+        { ...common, org_id: testOrgId, paired_id: orgId, display_name: displayName, environment: 2 },
+      ]);
+      await insertMember(tx, {
+        org_id: orgId,
+        id: ownerId,
+        email,
+        role: 3,
+        state: 1,
+        create_time: now,
+        update_time: now,
+        invitation_digest: digestToken(code),
+        invitation_expire_time: new Date(now.getTime() + 60_000),
+      });
+    });
+    const session = await client(SessionService, "public").acceptInvitation({ invitationCode: code, email });
+    return { orgId, testOrgId, ownerId, session };
+  };
   const setUpCode = async (): Promise<string> => (await readFile(setUpCodePath(stateDir), "utf8")).trim();
 
   return {
     database,
     service,
+    dependencies,
     time,
     revocations,
     siblings,
@@ -171,6 +240,7 @@ export async function startTestIdentity(): Promise<TestIdentity> {
     logged,
     client,
     setUpCode,
+    addOrganization,
     async setUp() {
       const answer = await client(OrganizationService, "public").setUpOrganization({
         setupCode: await setUpCode(),
