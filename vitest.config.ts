@@ -1,6 +1,8 @@
 import { defineConfig } from "vitest/config";
 
 export default defineConfig({
+  // The SDK's source, not its bundle, wherever a test imports it by name.
+  ssr: { resolve: { conditions: ["octomesh-source", "module", "node", "import", "default"] } },
   test: {
     include: ["{mesh,services,sdk,cli,launcher,test,tools}/**/*.test.ts"],
     exclude: ["**/node_modules/**", "**/dist/**"],

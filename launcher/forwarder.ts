@@ -1,6 +1,6 @@
 import http2 from "node:http2";
 import { routeTable } from "@octomesh/mesh/contract";
-import { respond } from "@octomesh/mesh/http-handler";
+import { abandon, respond } from "@octomesh/mesh/http-handler";
 import { socketAddressOf } from "@octomesh/mesh/listen";
 import { answerUnknown } from "@octomesh/mesh/origin";
 import { createRestRouter } from "@octomesh/mesh/rest";
@@ -15,17 +15,21 @@ export interface Forwarder {
 }
 
 /** Fields that belong to one connection and are not passed on (RFC 9110 section 7.6.1). */
-const hopByHop = new Set([
+const hopByHop: readonly string[] = [
   "connection",
-  "host",
   "http2-settings",
   "keep-alive",
   "proxy-connection",
   "te",
   "transfer-encoding",
   "upgrade",
-  "x-forwarded-for",
-]);
+];
+
+/** Fields that this forwarder writes itself, and never takes from a client. */
+const ownFields: readonly string[] = ["forwarded", "host", "x-forwarded-for", "x-real-ip"];
+
+/** Streams of one upstream connection at most; the services allow 256. */
+const maxStreams = 200;
 
 /**
  * Forwards by the route table of the contract over HTTP/2, trailers included, which gRPC needs and the proxy libraries
@@ -36,7 +40,7 @@ export function createForwarder(options: { urlOf(service: ServiceName): string; 
   const owners = new Map(table.map((route) => [route.rpcPrefix, route.owner]));
   const rest = createRestRouter(table.flatMap((route) => route.bindings));
   const ownersOfRest = new Map(table.flatMap((route) => route.bindings.map((each) => [each, route.owner] as const)));
-  const sessions = new Map<ServiceName, http2.ClientHttp2Session>();
+  const pools = new Map<ServiceName, Upstream[]>();
 
   const ownerOf = (request: HttpRequest): ServiceName | undefined => {
     const path = (request.url ?? "").split("?")[0] ?? "";
@@ -48,13 +52,17 @@ export function createForwarder(options: { urlOf(service: ServiceName): string; 
     const match = rest.match(verbs.includes(verb) ? verb : (verbs[0] ?? ""), path);
     return match === undefined ? undefined : ownersOfRest.get(match.binding);
   };
-  const sessionOf = (service: ServiceName): http2.ClientHttp2Session => {
-    const known = sessions.get(service);
-    if (known !== undefined && !known.closed && !known.destroyed) return known;
+  /** A connection with room for one more stream: watches last for hours, and must not keep others waiting. */
+  const upstreamOf = (service: ServiceName): Upstream => {
+    const pool = (pools.get(service) ?? []).filter(({ session }) => !session.closed && !session.destroyed);
+    pools.set(service, pool);
+    const known = pool.find((each) => each.streams < maxStreams);
+    if (known !== undefined) return known;
     const session = http2.connect(options.urlOf(service), { settings: { initialWindowSize: 1024 * 1024 } });
     session.on("error", (error) => options.log.debug({ err: error, service }, "forwarding connection failed"));
-    sessions.set(service, session);
-    return session;
+    const upstream: Upstream = { session, streams: 0 };
+    pool.push(upstream);
+    return upstream;
   };
 
   return {
@@ -63,44 +71,63 @@ export function createForwarder(options: { urlOf(service: ServiceName): string; 
         return respond(response, 200, { "content-type": "text/plain" }, "ok\n");
       const service = ownerOf(request);
       if (service === undefined) return answerUnknown(request, response);
-      const headers: http2.OutgoingHttpHeaders = {
-        ":method": request.method ?? "GET",
-        ":path": request.url ?? "/",
-        ":authority": request.headers[":authority"] ?? request.headers.host ?? "localhost",
-        "x-forwarded-for": socketAddressOf(request) ?? "",
-        te: "trailers",
+      const away = (error?: unknown): void => {
+        options.log.debug({ err: error, service }, "forwarding failed");
+        if (response.headersSent) return abandon(response);
+        respond(response, 503, { "content-type": "text/plain", "retry-after": "1" }, `${service} is not there\n`);
       };
-      for (const [name, value] of Object.entries(request.headers)) {
-        if (!name.startsWith(":") && !hopByHop.has(name)) headers[name] = value;
+      const upstream = upstreamOf(service);
+      let stream: http2.ClientHttp2Stream;
+      try {
+        stream = upstream.session.request({
+          ...passedOn(request.headers),
+          ":method": request.method ?? "GET",
+          ":path": request.url ?? "/",
+          ":authority": request.headers[":authority"] ?? request.headers.host ?? "localhost",
+          "x-forwarded-for": socketAddressOf(request) ?? "",
+          te: "trailers",
+        });
+      } catch (error) {
+        return away(error);
       }
-      const upstream = sessionOf(service).request(headers);
-      const end = (): void => upstream.close(http2.constants.NGHTTP2_CANCEL);
-      response.once("close", () => {
-        if (!response.writableFinished) end();
+      upstream.streams += 1;
+      response.once("close", () => stream.close(http2.constants.NGHTTP2_CANCEL));
+      stream.on("response", (answer) => {
+        response.writeHead(answer[":status"] ?? 502, passedOn(answer) as never);
+        stream.pipe(response as NodeJS.WritableStream, { end: false });
       });
-      upstream.on("response", (answer) => {
-        const out: http2.OutgoingHttpHeaders = {};
-        for (const [name, value] of Object.entries(answer)) {
-          if (!name.startsWith(":") && !hopByHop.has(name)) out[name] = value;
-        }
-        response.writeHead(answer[":status"] ?? 502, out as never);
-        upstream.pipe(response as NodeJS.WritableStream, { end: false });
-      });
-      upstream.on("trailers", (trailers) => {
+      stream.on("trailers", (trailers) => {
         const out: Record<string, string> = {};
-        for (const [name, value] of Object.entries(trailers)) if (!name.startsWith(":")) out[name] = String(value);
+        for (const [name, value] of Object.entries(passedOn(trailers))) out[name] = String(value);
         if (Object.keys(out).length > 0) response.addTrailers(out);
       });
-      upstream.on("end", () => response.end());
-      upstream.on("error", (error) => {
-        options.log.debug({ err: error, service }, "forwarding failed");
-        if (response.headersSent) response.destroy();
-        else respond(response, 503, { "content-type": "text/plain", "retry-after": "1" }, `${service} is not there\n`);
+      stream.on("error", away);
+      stream.on("close", () => {
+        upstream.streams -= 1;
+        // An answer that the service broke off must not look like a whole one.
+        if (stream.rstCode !== http2.constants.NGHTTP2_NO_ERROR || !response.headersSent) away();
+        else response.end();
       });
-      (request as NodeJS.ReadableStream).pipe(upstream);
+      (request as NodeJS.ReadableStream).pipe(stream);
     },
     close() {
-      for (const session of sessions.values()) session.destroy();
+      for (const pool of pools.values()) for (const { session } of pool) session.destroy();
     },
   };
+}
+
+interface Upstream {
+  readonly session: http2.ClientHttp2Session;
+  streams: number;
+}
+
+/** Fields without those of the connection, among them the ones that Connection names. */
+function passedOn(headers: http2.IncomingHttpHeaders): http2.OutgoingHttpHeaders {
+  const named = (headers.connection ?? "").split(",").map((each) => each.trim().toLowerCase());
+  const out: http2.OutgoingHttpHeaders = {};
+  for (const [name, value] of Object.entries(headers)) {
+    if (name.startsWith(":") || hopByHop.includes(name) || ownFields.includes(name) || named.includes(name)) continue;
+    out[name] = value;
+  }
+  return out;
 }

@@ -2,7 +2,7 @@ import { isLoopbackHost } from "@octomesh/mesh/cidr";
 import { listenPlain } from "@octomesh/mesh/listen";
 import { createLogger } from "@octomesh/mesh/log";
 import { createOrigin } from "@octomesh/mesh/origin";
-import { readRuntimeConfig } from "@octomesh/mesh/runtime-config";
+import { logLevelOf, readRuntimeConfig } from "@octomesh/mesh/runtime-config";
 import { type RunningService, startService } from "@octomesh/mesh/serve";
 import type { CreateService } from "@octomesh/mesh/service";
 import { portsOf, type ServiceName, serviceNames } from "@octomesh/mesh/service-name";
@@ -46,7 +46,7 @@ export async function startInOneProcess(launch: Launch): Promise<MeshAddress> {
   const { options, postgres, shutdown } = launch;
   const meshPorts = new Map<ServiceName, number>();
   const environment = serviceEnvironment(launch, publicUrlOf(launch));
-  const level = environment.OCTOMESH_LOG_LEVEL ?? "warn";
+  const level = logLevelOf(environment);
   const services: RunningService[] = [];
   // The origin listens first: a port in use is told before anything else was started.
   let origin: ReturnType<typeof createOrigin> = (_request, response) => {

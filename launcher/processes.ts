@@ -37,7 +37,9 @@ export async function startProcesses(launch: Launch): Promise<MeshAddress> {
   const publicUrl = publicUrlOf(launch) ?? `http://localhost:${listener.port}`;
 
   const environment = serviceEnvironment(launch, publicUrl);
-  // The forwarder is the only proxy in front, and says where its callers came from.
+  // The services listen to this machine alone, where the forwarder is the only proxy in front of them; it says where its
+  // callers came from.
+  environment.OCTOMESH_HOST = "127.0.0.1";
   environment.OCTOMESH_TRUSTED_PROXIES ??= "127.0.0.1/32";
   for (const name of serviceNames) {
     const own = `OCTOMESH_${variableOf(name)}`;
@@ -58,11 +60,13 @@ export async function startProcesses(launch: Launch): Promise<MeshAddress> {
     const main = fileURLToPath(new URL(`../services/${name}/main.ts`, import.meta.url));
     const child = spawn(process.execPath, ["--import", "tsx", main], {
       env: own(environment, name),
-      stdio: ["ignore", "inherit", "inherit"],
+      // The channel closes with this process, however it ends: then the service ends too.
+      stdio: ["ignore", "inherit", "inherit", "ipc"],
       // A group of its own, so that Ctrl-C reaches the launcher alone and the order of ending is its.
       detached: true,
     });
     children.set(name, child);
+    child.once("error", (error) => log.error({ service: name, err: error }, "a service could not be started"));
     child.once("exit", (code, signal) => {
       if (shutdown.signal.aborted) return;
       log.error({ service: name, code, signal }, "a service ended by itself");
@@ -101,6 +105,7 @@ async function untilReady(name: ServiceName, port: number, signal: AbortSignal):
     if (Date.now() > deadline) throw new Error(`${name} was not ready after ${readyTimeoutMs / 1000} s: ${problem}`);
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
+  throw new Error(`stopped before ${name} was ready`);
 }
 
 async function stop(child: ChildProcess): Promise<void> {

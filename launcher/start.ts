@@ -2,6 +2,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 import { startEmbeddedPostgres } from "@octomesh/mesh/embedded-postgres";
 import { createLogger } from "@octomesh/mesh/log";
+import { logLevelOf } from "@octomesh/mesh/runtime-config";
 import { createShutdown, handleSignals } from "@octomesh/mesh/shutdown";
 import { openExternalPostgres, type PostgresUrls } from "./external-postgres.ts";
 import { type MeshAddress, startInOneProcess } from "./one-process.ts";
@@ -12,7 +13,7 @@ const started = performance.now();
 const environment = process.env;
 const log = createLogger({
   service: "launcher",
-  level: environment.OCTOMESH_LOG_LEVEL ?? "warn",
+  level: environment.OCTOMESH_LOG_LEVEL === undefined ? "warn" : logLevelOf(environment),
   pretty: process.stdout.isTTY,
 });
 const shutdown = createShutdown(log, 30_000);
@@ -30,7 +31,8 @@ try {
   const address = await start({ options: { ...options, stateDir }, environment, postgres, log, shutdown });
   announce(address, stateDir);
 } catch (error) {
-  process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
+  // A start that was asked to stop has not failed.
+  if (!shutdown.signal.aborted) process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n`);
   log.debug({ err: error }, "the start failed");
   await shutdown.run("the start failed");
   process.exit(1);

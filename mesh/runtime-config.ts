@@ -207,12 +207,12 @@ function optional<T>(reader: config.Reader<T>): config.Reader<T | undefined> {
   return (name, environment) => (environment[name] ? reader(name, environment) : { value: undefined });
 }
 
-const logLevels: readonly string[] = ["trace", "debug", "info", "warn", "error", "fatal", "silent"];
+const logLevels = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;
 
 /** The configured log level where it is one, else `info`: for those who log before the configuration is read. */
 export function logLevelOf(environment: config.Environment): string {
   const level = environment.OCTOMESH_LOG_LEVEL ?? "";
-  return logLevels.includes(level) ? level : "info";
+  return (logLevels as readonly string[]).includes(level) ? level : "info";
 }
 
 function matching(pattern: RegExp, expected: string, fallback: string): config.Reader<string> {

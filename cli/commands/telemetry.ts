@@ -17,7 +17,7 @@ import {
   RolloutProgress_StepSchema,
   RolloutProgressAggregateSchema,
 } from "@octomesh/proto/octomesh/telemetry/v1/rollout_progress_pb";
-import type { Clients } from "@octomesh/sdk";
+import { type Clients, isReason } from "@octomesh/sdk";
 import { collectPages, parseLimit } from "../collect-pages.ts";
 import type { CommandContext, CommandInput, CommandSpec } from "../command.ts";
 import { usageError } from "../command-error.ts";
@@ -133,9 +133,16 @@ function report<Desc extends DescMessage>(
         },
       );
       const keyOf = (item: MessageShape<Desc>): AggregateKey | undefined => (item as { key?: AggregateKey }).key;
+      const versions = context.output.json
+        ? new Map<string, string>()
+        : await versionNumbers(clients, input.text("model"));
       const keyColumns: Column<MessageShape<Desc>>[] = [
         { title: "TIME", value: (item) => formatTime(keyOf(item)?.startTime) },
-        { title: "VERSION", value: (item) => keyOf(item)?.versionId || "-" },
+        {
+          title: "VERSION",
+          value: (item) => versions.get(keyOf(item)?.versionId ?? "") ?? (keyOf(item)?.versionId || "-"),
+        },
+        { title: "ROLLOUT", value: (item) => keyOf(item)?.rolloutId || "-" },
         { title: "COHORT", value: (item) => choiceWord(AggregateKey_CohortSchema, keyOf(item)?.cohort ?? 0) },
       ];
       if (filter.bySlice) keyColumns.push({ title: "SLICE", value: (item) => String(keyOf(item)?.slice ?? -1) });
@@ -149,6 +156,19 @@ function report<Desc extends DescMessage>(
       });
     },
   };
+}
+
+/** The numbers of a model's versions by their ids, for people; empty where no model is named or it cannot be read. */
+async function versionNumbers(clients: Clients, model: string | undefined): Promise<Map<string, string>> {
+  if (model === undefined) return new Map();
+  try {
+    const { modelVersions } = await clients.modelVersions.listModelVersions({ modelId: model, pageSize: 1000 });
+    return new Map(modelVersions.map(({ id, version }) => [id, version]));
+  } catch (error) {
+    // A key that may read telemetry need not be allowed to read models: ids say enough.
+    if (isReason(error, "SCOPE_MISSING")) return new Map();
+    throw error;
+  }
 }
 
 async function filterOf(context: CommandContext, clients: Clients, input: CommandInput): Promise<Filter> {

@@ -175,6 +175,7 @@ export async function createFleet(options: FleetOptions): Promise<Fleet> {
       const { modelId, version } = model;
       device.activations.push({
         atMs: performance.now(),
+        toldAtMs,
         modelId,
         version,
         downloaded,

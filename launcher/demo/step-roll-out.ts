@@ -176,16 +176,18 @@ async function rollBack(world: World, id: string, exposed: ReadonlySet<string>):
   const [arrived] = await Promise.all([back, command]);
   const tookMs = (device: FleetDevice) => (device.activations.at(-1)?.atMs ?? Number.POSITIVE_INFINITY) - begin;
   const latenciesMs = concerned.map(tookMs).sort((a, b) => a - b);
-  const toldMs = concerned.map((device) => (device.activations.at(-1)?.toldAtMs ?? 0) - begin).sort((a, b) => a - b);
-  world.narrator.say(
-    `Told after ${(percentile(toldMs, 0.5) / 1000).toFixed(2)} s (half) and ${(percentile(toldMs, 1) / 1000).toFixed(2)} s (all).`,
-  );
   const inTime = concerned.every(
     (device) => tookMs(device) <= (pollingDevices.has(device.index) ? pollLimitMs : rollbackLimitMs),
   );
   world.check(
     arrived && inTime,
     `rollback: ${exposed.size} devices are back on 1.1.0, the last ${(percentile(latenciesMs, 1) / 1000).toFixed(2)} s after the command began`,
+  );
+  const toldMs = concerned
+    .map((device) => (device.activations.at(-1)?.toldAtMs ?? begin) - begin)
+    .sort((a, b) => a - b);
+  world.narrator.say(
+    `Half of them were told after ${(percentile(toldMs, 0.5) / 1000).toFixed(2)} s, all after ${(percentile(toldMs, 1) / 1000).toFixed(2)} s.`,
   );
   world.rolloutSteps.push({ text: "1.2.0 rolled back to 1.1.0", devices: exposed.size, latenciesMs });
   const kept = concerned.every((device) => device.activations.at(-1)?.downloaded === false);

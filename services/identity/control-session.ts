@@ -16,6 +16,8 @@ export interface ControlSession {
 /** Opens the control session of a database; it connects with the first statement and again after a failure. */
 export function openControlSession<DB>(database: Database<DB>): ControlSession {
   let connecting: Promise<pg.Client> | undefined;
+  // The driver runs one statement at a time and wants its callers to wait themselves.
+  let last: Promise<unknown> = Promise.resolve();
 
   function connect(): Promise<pg.Client> {
     if (connecting !== undefined) return connecting;
@@ -30,9 +32,14 @@ export function openControlSession<DB>(database: Database<DB>): ControlSession {
 
   return {
     async query<R extends pg.QueryResultRow>(text: string, values: readonly unknown[] = []): Promise<R[]> {
-      const client = await connect();
-      try {
+      const run = async (): Promise<R[]> => {
+        const client = await connect();
         return (await client.query<R>(text, [...values])).rows;
+      };
+      const answer = last.then(run);
+      last = answer.catch(() => undefined);
+      try {
+        return await answer;
       } catch (error) {
         throw mapDatabaseError(error);
       }
