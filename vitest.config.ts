@@ -1,8 +1,9 @@
 import { defineConfig } from "vitest/config";
 
 export default defineConfig({
-  // The SDK's source, not its bundle, wherever a test imports it by name.
-  ssr: { resolve: { conditions: ["octomesh-source", "module", "node", "import", "default"] } },
+  // The SDK's source, not its bundle, wherever a test imports it by name. "import" must not be among them: the workers
+  // would hand it to require() too, and pg would be given an ES module.
+  ssr: { resolve: { conditions: ["octomesh-source", "module", "node"] } },
   test: {
     include: ["{mesh,services,sdk,cli,launcher,test,tools}/**/*.test.ts"],
     exclude: ["**/node_modules/**", "**/dist/**"],

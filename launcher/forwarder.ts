@@ -71,10 +71,14 @@ export function createForwarder(options: { urlOf(service: ServiceName): string; 
         return respond(response, 200, { "content-type": "text/plain" }, "ok\n");
       const service = ownerOf(request);
       if (service === undefined) return answerUnknown(request, response);
+      let isAway = false;
       const away = (error?: unknown): void => {
+        if (isAway) return;
+        isAway = true;
         options.log.debug({ err: error, service }, "forwarding failed");
-        if (response.headersSent) return abandon(response);
-        respond(response, 503, { "content-type": "text/plain", "retry-after": "1" }, `${service} is not there\n`);
+        const headers = { "content-type": "text/plain", "retry-after": "1" };
+        if (response.headersSent) abandon(response);
+        else respond(response, 503, headers, `${service} is not there\n`);
       };
       const upstream = upstreamOf(service);
       let stream: http2.ClientHttp2Stream;
@@ -88,7 +92,8 @@ export function createForwarder(options: { urlOf(service: ServiceName): string; 
           te: "trailers",
         });
       } catch (error) {
-        return away(error);
+        away(error);
+        return;
       }
       upstream.streams += 1;
       response.once("close", () => stream.close(http2.constants.NGHTTP2_CANCEL));

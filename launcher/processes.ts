@@ -1,9 +1,11 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { rm } from "node:fs/promises";
 import { createServer } from "node:net";
 import { fileURLToPath } from "node:url";
 import { listenPlain } from "@octomesh/mesh/listen";
 import { portsOf, type ServiceName, serviceNames, variableOf } from "@octomesh/mesh/service-name";
+import { bundleServices } from "./bundle-services.ts";
 import { createForwarder } from "./forwarder.ts";
 import { type Launch, type MeshAddress, publicUrlOf, serviceEnvironment } from "./one-process.ts";
 
@@ -54,11 +56,16 @@ export async function startProcesses(launch: Launch): Promise<MeshAddress> {
   }
   const children = new Map<ServiceName, ChildProcess>();
   shutdown.add("services", async () => {
-    await Promise.all([...children.values()].map(stop));
+    // Identity last: the others say good-bye to it, so that no revoke waits for them.
+    const identity = children.get("identity");
+    await Promise.all([...children.values()].filter((child) => child !== identity).map(stop));
+    if (identity !== undefined) await stop(identity);
   });
-  for (const name of serviceNames) {
-    const main = fileURLToPath(new URL(`../services/${name}/main.ts`, import.meta.url));
-    const child = spawn(process.execPath, ["--import", "tsx", main], {
+  const outdir = fileURLToPath(new URL(`../.cache/services-${process.pid}`, import.meta.url));
+  shutdown.add("bundles", () => rm(outdir, { recursive: true, force: true }));
+  const bundles = await bundleServices(outdir);
+  for (const [name, main] of bundles) {
+    const child = spawn(process.execPath, ["--enable-source-maps", main], {
       env: own(environment, name),
       // The channel closes with this process, however it ends: then the service ends too.
       stdio: ["ignore", "inherit", "inherit", "ipc"],

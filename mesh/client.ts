@@ -92,11 +92,19 @@ export function createSiblingClients(options: SiblingClientsOptions): SiblingCli
     },
     close() {
       stopWatching();
-      for (const { sessions } of transports.values()) sessions.abort();
-      for (const sessions of retired.splice(0)) sessions.abort();
+      for (const { sessions } of transports.values()) end(sessions);
+      for (const sessions of retired.splice(0)) end(sessions);
       transports.clear();
     },
   };
+}
+
+/**
+ * Breaks off calls under way. A connection without any does not keep the process alive and is left to its own end: to
+ * abort one that the sibling's GOAWAY has just destroyed would take away the listener of the error that follows.
+ */
+function end(sessions: Http2SessionManager): void {
+  if (sessions.state() !== "idle") sessions.abort();
 }
 
 /** Call options by which this service acts for a call's organisation (DESIGN 8.1). */

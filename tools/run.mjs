@@ -28,6 +28,7 @@ async function onlyGenerate() {
 
 async function start() {
   generate();
+  await build();
   return typescript("launcher/start.ts", args);
 }
 

@@ -3,6 +3,7 @@ import { Agent as HttpsAgent } from "node:https";
 import type { Interceptor, Transport } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-node";
 import type { CallStatistics } from "./call-statistics.ts";
+import { registerOverRest } from "./register-over-rest.ts";
 
 /** A connection of one device of a fleet. */
 export interface DeviceTransport {
@@ -10,7 +11,10 @@ export interface DeviceTransport {
   close(): void;
 }
 
-/** Connects one device: over HTTP/1.1, from an address of its own if one is given, counting its calls. */
+/**
+ * Connects one device: over HTTP/1.1, from an address of its own if one is given, counting its calls. It registers by
+ * `POST /api/v1/devices/register`; everything after that is Connect.
+ */
 export function deviceTransport(
   baseUrl: string,
   statistics: CallStatistics,
@@ -24,7 +28,7 @@ export function deviceTransport(
     useBinaryFormat: true,
     readMaxBytes: 4 * 1024 * 1024,
     nodeOptions: { agent },
-    interceptors: [counting(statistics)],
+    interceptors: [counting(statistics), registerOverRest(baseUrl, agent)],
   });
   return { transport, close: () => agent.destroy() };
 }

@@ -1,7 +1,7 @@
 import { createHmac } from "node:crypto";
 
 /**
- * The published bucket function, written anew from docs/buckets.md as any user would: HMAC-SHA-256 with the rollout's salt
+ * The published bucket function, written anew from docs/rollouts.md as any user would: HMAC-SHA-256 with the rollout's salt
  * as key over the device's id, the first 8 bytes big-endian, modulo 100,000.
  */
 export function publishedBucket(salt: string, deviceId: string): number {

@@ -25,7 +25,10 @@ export async function enrol(world: World): Promise<void> {
     { env: { OCTOMIL_API_KEY: world.fleetKey } },
   );
   const enrolmentToken = /\bedg_bootstrap_[0-9A-Za-z]{28}\b/.exec(created.stdout)?.[0] ?? "";
-  narrator.say(`The other ${half} get a single-use token each, which the backend mints with its key.`);
+  narrator.say(
+    `The other ${half} get a single-use token each, which the backend mints with its key. Each device registers`,
+  );
+  narrator.say("by POST /api/v1/devices/register, from an address and with an identity of its own.");
 
   const singleUse = new Map<number, string>();
   const lastIndex = deviceCount - 1;

@@ -1,13 +1,13 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { mainJob, runStep } from "@octomesh/launcher/demo/main-job";
-import { meshEnvironment } from "@octomesh/launcher/demo/mesh-environment";
-import { type MeshProcess, startMesh } from "@octomesh/launcher/demo/mesh-process";
-import { silentNarrator } from "@octomesh/launcher/demo/narrator";
-import { octomilAt } from "@octomesh/launcher/demo/octomil-process";
-import { createWorld, type World } from "@octomesh/launcher/demo/world";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { mainJob, runStep } from "../../../launcher/demo/main-job.ts";
+import { meshEnvironment } from "../../../launcher/demo/mesh-environment.ts";
+import { type MeshProcess, startMesh } from "../../../launcher/demo/mesh-process.ts";
+import { silentNarrator } from "../../../launcher/demo/narrator.ts";
+import { octomilAt } from "../../../launcher/demo/octomil-process.ts";
+import { createWorld, type World } from "../../../launcher/demo/world.ts";
 
 const deviceCount = 40;
 const stepTimeoutMs = 300_000;

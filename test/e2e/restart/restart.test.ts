@@ -127,7 +127,7 @@ test("5: with a process for each service, one that is killed ends the mesh, and 
   expect(await models(mesh.publicUrl)).toEqual(["first", "last-words"]);
   const pids = await childrenOf(mesh.child.pid ?? 0);
   expect(pids.length).toBeGreaterThanOrEqual(6);
-  const telemetry = pids.find((each) => each.command.includes("services/telemetry"));
+  const telemetry = pids.find((each) => each.command.endsWith("/telemetry.mjs"));
   process.kill(telemetry?.pid ?? 0, "SIGKILL");
   expect(await exitOf(mesh.child)).toBe(1);
   expect(mesh.output.join("\n")).toContain("telemetry ended");
@@ -140,7 +140,7 @@ async function childrenOf(parent: number): Promise<{ pid: number; command: strin
   const found: { pid: number; command: string }[] = [];
   for await (const line of createInterface({ input: child.stdout })) {
     const [, pid, ppid, command] = /^\s*(\d+)\s+(\d+)\s+(.*)$/.exec(line) ?? [];
-    if (Number(ppid) === parent && command?.includes("services/")) found.push({ pid: Number(pid), command });
+    if (Number(ppid) === parent && command?.includes("/services-")) found.push({ pid: Number(pid), command });
   }
   return found;
 }

@@ -1,0 +1,96 @@
+import { Code, ConnectError } from "@connectrpc/connect";
+import { pino } from "pino";
+import { beforeEach, describe, expect, test } from "vitest";
+import { markDownstream } from "./downstream.ts";
+import { fail, Reason, reasonOf } from "./errors.ts";
+import { presentable, requestIdHeader, requestIdOf } from "./observe.ts";
+
+let logged: string[] = [];
+const log = pino({ level: "trace" }, { write: (line: string) => void logged.push(line) });
+
+beforeEach(() => {
+  logged = [];
+});
+
+function present(error: unknown): [Code, Reason | undefined, string] {
+  const shown = presentable(error, log, "Service/Method", "request-1");
+  return [shown.code, reasonOf(shown), shown.rawMessage];
+}
+
+function fromSibling(error: ConnectError, delegated: boolean): ConnectError {
+  markDownstream(error, { service: "identity", delegated });
+  return error;
+}
+
+const internal = [Code.Internal, Reason.INTERNAL, "internal error"];
+const away = [Code.Unavailable, Reason.DEPENDENCY_UNAVAILABLE, "identity cannot be reached"];
+
+describe("what was thrown", () => {
+  test("on purpose goes out as it is", () => {
+    expect(present(fail(Reason.SCOPE_MISSING, "the scope x is missing"))).toEqual([
+      Code.PermissionDenied,
+      Reason.SCOPE_MISSING,
+      "the scope x is missing",
+    ]);
+    expect(logged).toEqual([]);
+  });
+
+  test.each([
+    ["an exception", new TypeError("secret of a bug")],
+    ["no error at all", "secret of a bug"],
+    ["an error of unknown code", new ConnectError("secret of a bug", Code.Unknown)],
+    ["an error that was made of an exception", ConnectError.from(new Error("secret of a bug"))],
+    ["lost data", new ConnectError("secret of a bug", Code.DataLoss)],
+    ["an internal error without a reason", new ConnectError("secret of a bug", Code.Internal)],
+    ["an internal error with a reason and a text", fail(Reason.INTERNAL, "secret of a bug")],
+  ])("as %s is a fault, whose text is logged and not sent", (_, error) => {
+    expect(present(error)).toEqual(internal);
+    expect(logged.join()).toContain("secret of a bug");
+  });
+
+  test("by the libraries below is given the reason of its code", () => {
+    expect(present(new ConnectError("bad field", Code.InvalidArgument))).toEqual([
+      Code.InvalidArgument,
+      Reason.VALIDATION_FAILED,
+      "bad field",
+    ]);
+  });
+
+  test("by an abort is a cancellation", () => {
+    expect(present(new DOMException("aborted", "AbortError"))[1]).toBe(Reason.CANCELLED);
+  });
+});
+
+describe("a sibling's refusal", () => {
+  test("of this service is a fault of ours", () => {
+    expect(present(fromSibling(fail(Reason.SCOPE_MISSING, "not for you"), false))).toEqual(internal);
+    for (const reason of [Reason.PEER_NOT_ALLOWED, Reason.CALLER_KIND_NOT_ALLOWED]) {
+      expect(present(fromSibling(fail(reason, "not for you"), true))).toEqual(internal);
+    }
+  });
+
+  test("of the caller, for whom the call was made, is passed on", () => {
+    const used = fromSibling(fail(Reason.CREDENTIAL_USED, "the token was used"), true);
+    expect(present(used)).toEqual([Code.Unauthenticated, Reason.CREDENTIAL_USED, "the token was used"]);
+  });
+
+  test("that is none, but a failed connection, does not tell where the sibling is", () => {
+    for (const delegated of [true, false]) {
+      const error = new ConnectError("connect ECONNREFUSED 10.0.0.7:7101", Code.Unavailable);
+      expect(present(fromSibling(error, delegated))).toEqual(away);
+    }
+    const handshake = new ConnectError("certificate of 10.0.0.7 is not trusted", Code.Internal);
+    expect(present(fromSibling(handshake, true))).toEqual(internal);
+  });
+});
+
+test("a request keeps a name that is well formed, and is given one otherwise", () => {
+  const named = new Headers({ [requestIdHeader]: "request-0001" });
+  expect(requestIdOf(named)).toBe("request-0001");
+  for (const name of ["short", "x".repeat(65), "has spaces in it", 'quote"quote']) {
+    const header = new Headers({ [requestIdHeader]: name });
+    const id = requestIdOf(header);
+    expect(id).toMatch(/^[\w-]{22}$/);
+    expect(header.get(requestIdHeader)).toBe(id);
+  }
+});
