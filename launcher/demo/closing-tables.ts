@@ -4,6 +4,9 @@ import type { Output } from "@octomesh/cli/output";
 import type { StepOutcome } from "./main-job.ts";
 import type { World } from "./world.ts";
 
+/** Calls that the mesh holds open until something changes: how long they take says nothing. */
+const heldOpen = new Set(["WatchDesiredState", "GetDesiredState"]);
+
 /** Draws what happened, and the numbers that a user would ask for. */
 export function closingTables(world: World, outcomes: readonly StepOutcome[], output: Output, totalMs: number): string {
   const { paint } = output;
@@ -37,7 +40,7 @@ export function closingTables(world: World, outcomes: readonly StepOutcome[], ou
   const { fleet } = world;
   if (fleet !== undefined) {
     const calls = fleet.calls();
-    const methods = Object.entries(calls.byMethod).filter(([method]) => method !== "WatchDesiredState");
+    const methods = Object.entries(calls.byMethod).filter(([method]) => !heldOpen.has(method));
     parts.push(
       output.table(methods, [
         { title: "CALLS OF DEVICES", value: ([method]) => method },

@@ -72,8 +72,8 @@ describe("following a desired state", () => {
     expect(modes.slice(0, 4)).toEqual(["offline", "poll", "offline", "poll"]);
     expect(streams).toBeGreaterThanOrEqual(6);
     expect(polls).toBeGreaterThan(100);
-    // Full jitter at one half of 250, 500 and 1,000 ms; then the server's poll interval.
-    expect(slept.slice(0, 5)).toEqual([125, 250, 500, 5_000, 5_000]);
+    // Full jitter at one half of 250, 500 and 1,000 ms; a second after the poll that brought a change; then the server's poll interval.
+    expect(slept.slice(0, 5)).toEqual([125, 250, 500, 1_000, 5_000]);
   });
 
   test("polls at once where streams are not served", async () => {
@@ -97,6 +97,11 @@ describe("following a desired state", () => {
       poll: async () => state("e1"),
     });
     expect(modes).toEqual(["poll"]);
+  });
+
+  test("polls again after a second where the server held the poll to its end", async () => {
+    const { slept } = await follow(5_000, { follow: "poll", pollWaitMs: 0, poll: async () => state("e1") });
+    expect(slept).toEqual([1_000, 1_000, 1_000, 1_000, 1_000]);
   });
 
   test("waits as the server asks", async () => {

@@ -55,7 +55,8 @@ const minPollMs = 1_000;
 /**
  * Follows a device's desired state until the signal aborts: by a stream, resumed by etag with back-off, and by polling
  * where streams fail three times in a row or are not served (a proxy that buffers, a server that says UNIMPLEMENTED),
- * until a stream is tried again. Poll intervals are the server's, spread by 10 %.
+ * until a stream is tried again. A poll that brought a change, or that the server held until its end, is followed by the
+ * next one after a second; others by the server's interval, both spread by 10 %.
  */
 export function followDesiredState(options: FollowOptions): Following {
   const { signal } = options;
@@ -110,18 +111,23 @@ export function followDesiredState(options: FollowOptions): Following {
   }
 
   async function pollFor(ms: number): Promise<void> {
+    const pollWaitMs = options.pollWaitMs ?? 25_000;
     const end = monotonicMs() + ms;
     let failures = 0;
     while (!signal.aborted && monotonicMs() < end) {
       const begin = monotonicMs();
       let pauseMs: number;
       try {
-        const state = await options.poll(held.etag, options.pollWaitMs ?? 25_000, signal);
+        const before = held.etag;
+        const state = await options.poll(before, pollWaitMs, signal);
         failures = 0;
         setMode("poll");
         take(state);
+        const waitedMs = monotonicMs() - begin;
+        // A server that holds polls is asked again at once: the next change may follow on the heels of this one.
+        const isHeld = state.etag !== before || waitedMs >= pollWaitMs * 0.8;
         const interval = state.pollInterval === undefined ? 30_000 : durationMs(state.pollInterval);
-        pauseMs = Math.max(minPollMs, jitteredMs(interval, random) - (monotonicMs() - begin));
+        pauseMs = isHeld ? jitteredMs(minPollMs, random) : Math.max(minPollMs, jitteredMs(interval, random) - waitedMs);
       } catch (error) {
         if (signal.aborted) return;
         await options.onError(error);
