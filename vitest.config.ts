@@ -3,7 +3,7 @@ import { defineConfig } from "vitest/config";
 export default defineConfig({
   // The SDK's source, not its bundle, wherever a test imports it by name. "import" must not be among them: the workers
   // would hand it to require() too, and pg would be given an ES module.
-  ssr: { resolve: { conditions: ["octomesh-source", "module", "node"] } },
+  ssr: { resolve: { conditions: ["octomesh-source", "node"] } },
   test: {
     include: ["{mesh,services,sdk,cli,launcher,test,tools}/**/*.test.ts"],
     exclude: ["**/node_modules/**", "**/dist/**"],

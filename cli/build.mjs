@@ -33,7 +33,6 @@ export async function buildCli() {
   if (await isFresh()) return bundle;
   await ensureContract();
   const { build } = await import("esbuild");
-  await mkdir(dirname(bundle), { recursive: true });
   const result = await build({
     absWorkingDir: root,
     entryPoints: [join(folder, "octomil.ts")],
@@ -82,6 +81,8 @@ async function digestInputs(files) {
 async function replace(path, content) {
   const aside = `${path}.${process.pid}`;
   try {
+    // Somebody may have cleaned up since the build began.
+    await mkdir(dirname(path), { recursive: true });
     await writeFile(aside, content);
     await rename(aside, path);
   } finally {

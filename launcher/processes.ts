@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { rm } from "node:fs/promises";
+import { readdir, rm } from "node:fs/promises";
 import { createServer } from "node:net";
 import { fileURLToPath } from "node:url";
 import { listenPlain } from "@octomesh/mesh/listen";
@@ -9,6 +9,7 @@ import { bundleServices } from "./bundle-services.ts";
 import { createForwarder } from "./forwarder.ts";
 import { type Launch, type MeshAddress, publicUrlOf, serviceEnvironment } from "./one-process.ts";
 
+const cache = new URL("../.cache/", import.meta.url);
 const readyTimeoutMs = 60_000;
 const stopTimeoutMs = 15_000;
 
@@ -61,7 +62,8 @@ export async function startProcesses(launch: Launch): Promise<MeshAddress> {
     await Promise.all([...children.values()].filter((child) => child !== identity).map(stop));
     if (identity !== undefined) await stop(identity);
   });
-  const outdir = fileURLToPath(new URL(`../.cache/services-${process.pid}`, import.meta.url));
+  await sweepBundles();
+  const outdir = fileURLToPath(new URL(`services-${process.pid}`, cache));
   shutdown.add("bundles", () => rm(outdir, { recursive: true, force: true }));
   const bundles = await bundleServices(outdir);
   for (const [name, main] of bundles) {
@@ -86,6 +88,23 @@ export async function startProcesses(launch: Launch): Promise<MeshAddress> {
     publicUrl,
     services: serviceNames.map((name) => ({ name, mesh: portOf(name).mesh, admin: portOf(name).admin })),
   };
+}
+
+/** Removes what launchers left that were killed. */
+async function sweepBundles(): Promise<void> {
+  for (const name of await readdir(cache).catch(() => [])) {
+    const pid = Number(/^services-(\d+)$/.exec(name)?.[1]);
+    if (pid > 0 && !isAlive(pid)) await rm(new URL(`${name}/`, cache), { recursive: true, force: true });
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return error instanceof Error && "code" in error && error.code === "EPERM";
+  }
 }
 
 /** A service gets its own database's password and no other's. */

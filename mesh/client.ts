@@ -16,6 +16,7 @@ import { delegateHeader, formatDelegation } from "./delegation.ts";
 import { markDownstream } from "./downstream.ts";
 import { requestIdHeader } from "./observe.ts";
 import type { ServiceName } from "./service-name.ts";
+import { noTelemetry, type Telemetry } from "./telemetry.ts";
 import { clientTlsOptions, type MeshIdentity, spiffeIdOf } from "./tls.ts";
 
 /** Clients of the other services of the mesh. */
@@ -32,6 +33,8 @@ export interface SiblingClientsOptions {
   readonly trustDomain: string;
   /** Base URL of a sibling's mesh port, `https://host:port`. Asked at each connection, so that it may become known late. */
   urlOf(sibling: ServiceName): string;
+  /** Traces of the calls; none if not given. */
+  readonly telemetry?: Telemetry;
 }
 
 /** How long a unary call to a sibling may take unless the caller says otherwise. */
@@ -66,12 +69,14 @@ export function createSiblingClients(options: SiblingClientsOptions): SiblingCli
       { pingIntervalMs: 20_000, pingTimeoutMs: 5_000, pingIdleConnection: true, idleConnectionTimeoutMs: 120_000 },
       clientTlsOptions(options.identity, spiffeIdOf(options.trustDomain, sibling)),
     );
+    const spans = (options.telemetry ?? noTelemetry).clientSpans(sibling);
     const transport = createGrpcTransport({
       baseUrl,
       sessionManager: sessions,
       readMaxBytes: maxMessageBytes,
       writeMaxBytes: maxMessageBytes,
-      interceptors: [retry, mark(sibling)],
+      // One span for a call, however often it is tried.
+      interceptors: [...(spans === undefined ? [] : [spans]), retry, mark(sibling)],
     });
     // Calls under way on the old connections end there; with the last one the session idles out.
     retired = retired.filter((each) => each.state() !== "closed");

@@ -85,8 +85,7 @@ export function createCredentials(options: CredentialsOptions): Credentials {
   const refused = new LRUCache<string, { reason: Reason; untilMs: number }>({ max: 10_000 });
   const resolving = new Map<string, Promise<Known>>();
   const used = new Map<string, { orgId: string; timeMs: number }>();
-  /** Look-ups under way for each source: they count as attempts until they have succeeded. */
-  const attempting = new Map<string, number>();
+  const lookedUp = createLookedUp();
   const keys = createKeySet(client, clock);
   const guards = createGuards({ revocations, clock });
 
@@ -212,28 +211,23 @@ export function createCredentials(options: CredentialsOptions): Credentials {
   };
 
   /**
-   * Refuses sources that have failed too often, before anything is looked up. Look-ups under way count as if they had
-   * failed, so that many at once are no way around the limit.
+   * Runs what may turn out to be a guess, unless its source has guessed too often. Opaque credentials that identity is
+   * being asked about (`key`) count as if they had failed, so that asking about many at once is no way around the limit.
    */
-  const refuseGuessing = async (source: string): Promise<void> => {
-    const result = await limiter.take("unauthenticated" satisfies LimitSurface, `attempt:${source}`, 0);
-    if (result.allowed && (attempting.get(source) ?? 0) < result.remaining) return;
-    const retryAfterMs = Math.max(1000, result.retryAfterMs);
-    throw fail(Reason.RATE_LIMITED, "too many refused credentials from this address", {}, { retryAfterMs });
-  };
-
-  const attempt = async <T>(source: string, work: () => Promise<T>): Promise<T> => {
-    await refuseGuessing(source);
-    attempting.set(source, (attempting.get(source) ?? 0) + 1);
+  const attempt = async <T>(source: string, key: string | undefined, work: () => Promise<T>): Promise<T> => {
+    const leave = key === undefined ? undefined : lookedUp.enter(source, key);
     try {
+      const result = await limiter.take("unauthenticated" satisfies LimitSurface, `attempt:${source}`, 0);
+      if (!result.allowed || (key !== undefined && lookedUp.count(source) > result.remaining)) {
+        const retryAfterMs = Math.max(1000, result.retryAfterMs);
+        throw fail(Reason.RATE_LIMITED, "too many refused credentials from this address", {}, { retryAfterMs });
+      }
       return await work();
     } catch (error) {
       if (refusalOf(error) !== undefined) await countAttempt(source);
       throw error;
     } finally {
-      const left = (attempting.get(source) ?? 1) - 1;
-      if (left === 0) attempting.delete(source);
-      else attempting.set(source, left);
+      leave?.();
     }
   };
 
@@ -280,7 +274,8 @@ export function createCredentials(options: CredentialsOptions): Credentials {
       }
     };
     // A credential that was good a minute ago is no guess, whatever its neighbours behind the same address do.
-    return remembered === undefined ? attempt(sourceOf(address), work) : work();
+    if (remembered !== undefined) return work();
+    return attempt(sourceOf(address), isSigned(credential) ? undefined : key, work);
   };
 
   return {
@@ -305,7 +300,7 @@ export function createCredentials(options: CredentialsOptions): Credentials {
         throw fail(Reason.CREDENTIAL_MISSING, "the call needs a credential: send `Authorization: Bearer …`");
       }
       if (!isWellFormed(credential)) {
-        return attempt(sourceOf(address), async () => {
+        return attempt(sourceOf(address), undefined, async () => {
           throw fail(Reason.CREDENTIAL_MALFORMED, "the credential is not well formed");
         });
       }
@@ -380,6 +375,25 @@ const rememberedRefusals: readonly (Reason | undefined)[] = [
   Reason.CREDENTIAL_MALFORMED,
   Reason.CREDENTIAL_REVOKED,
 ];
+
+/** How many different credentials each source is having looked up at the moment. */
+function createLookedUp() {
+  const bySource = new Map<string, Map<string, number>>();
+  return {
+    count: (source: string): number => bySource.get(source)?.size ?? 0,
+    enter(source: string, key: string): () => void {
+      const requests = bySource.get(source) ?? new Map<string, number>();
+      bySource.set(source, requests);
+      requests.set(key, (requests.get(key) ?? 0) + 1);
+      return () => {
+        const left = (requests.get(key) ?? 1) - 1;
+        if (left > 0) requests.set(key, left);
+        else requests.delete(key);
+        if (requests.size === 0) bySource.delete(source);
+      };
+    },
+  };
+}
 
 /** The reason of a refusal that says something of the credential and not of the moment. */
 function refusalOf(error: unknown): Reason | undefined {

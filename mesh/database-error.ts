@@ -40,6 +40,10 @@ export function mapDatabaseError(error: unknown): unknown {
   if (state === "57014") {
     return fail(Reason.DEADLINE_EXCEEDED, "the database took too long for this call", {}, { cause: error });
   }
+  // 22021: text with a byte that no text has, such as NUL, which JSON can carry.
+  if (state === "22021") {
+    return fail(Reason.REQUEST_MALFORMED, "a text holds a character that cannot be stored", {}, { cause: error });
+  }
   if (state === "40001" || state === "40P01" || state === "55P03") {
     return fail(
       Reason.TRANSACTION_CONFLICT,

@@ -21,7 +21,9 @@ const revocations: Revocations = {
   onRevocation(callback) {
     tell = callback;
     subscriptions += 1;
-    return () => void (subscriptions -= 1);
+    return () => {
+      subscriptions -= 1;
+    };
   },
   start: async () => undefined,
   stop: async () => undefined,

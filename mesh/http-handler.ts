@@ -20,6 +20,7 @@ import { problemOf } from "./problem.ts";
 import { limitHeaders } from "./ratelimit-headers.ts";
 import { messageOfParams, paramsOfMessage, type RestMatch, type RestRouter, toRequestJson } from "./rest.ts";
 import type { HttpRequest, HttpResponse, HttpRoute } from "./service.ts";
+import type { Telemetry } from "./telemetry.ts";
 import { refuseUnknownKeys } from "./unknown-json-keys.ts";
 
 /** Answers one HTTP request; false if it is none of this handler's, and then nothing was written. */
@@ -36,6 +37,8 @@ export interface HttpHandlerOptions {
   readonly log: Logger;
   /** Counts HTTP that is no rpc, which passes no interceptor. */
   readonly metrics: RpcMetrics;
+  /** Traces of the same. */
+  readonly telemetry: Telemetry;
   connectionOf(request: HttpRequest): Connection;
 }
 
@@ -152,7 +155,11 @@ async function serveRest(
     }
     const route = httpRoutes.get(match.binding.method);
     if (route !== undefined) {
-      await serveHttpRoute(route, match, header, requestId, request, response, options);
+      const { method, verb, template } = match.binding;
+      const connection = options.connectionOf(request);
+      const span = options.telemetry.serverSpan({ method, header, connection, http: { verb, route: template } });
+      const record = recordCall(options.log, options.metrics, method, requestId, span);
+      await span.run(() => serveHttpRoute(route, match, header, requestId, record, request, response, options));
       return;
     }
     const handler = byMethod.get(match.binding.method);
@@ -176,6 +183,7 @@ async function serveHttpRoute(
   match: RestMatch,
   header: Headers,
   requestId: string,
+  record: ReturnType<typeof recordCall>,
   request: HttpRequest,
   response: HttpResponse,
   options: HttpHandlerOptions,
@@ -184,7 +192,6 @@ async function serveHttpRoute(
   if (policy === undefined) throw fail(Reason.CALLER_KIND_NOT_ALLOWED, "the method has no policy", {});
   const gone = new AbortController();
   response.once("close", () => gone.abort());
-  const record = recordCall(options.log, options.metrics, route.method, requestId);
   let call: Call | undefined;
   try {
     const connection = options.connectionOf(request);
@@ -288,6 +295,8 @@ async function transcode(
     return;
   }
   const body = match.binding.responseBody === "" ? bytes : fieldOf(bytes, match.binding.responseBody);
+  // HEAD says how long the answer to GET would be (RFC 9110 section 9.3.2).
+  if (isHead) out["content-length"] = String(Buffer.byteLength(body));
   respond(response, 200, out, isHead ? "" : body);
 }
 

@@ -76,3 +76,21 @@ describe("a log", () => {
     expect(text()).toMatch(/failed.*Error: broken\n\s+at /);
   });
 });
+
+describe("an error in the log", () => {
+  test("shows what went wrong, and nothing of the rows that a driver hung on it", () => {
+    const error = Object.assign(new Error("duplicate key value violates unique constraint"), {
+      code: "23505",
+      constraint: "members_email",
+      detail: "Key (email)=(ada@example.com) already exists.",
+      cause: Object.assign(new Error("inner"), { parameters: ["ada@example.com"] }),
+    });
+    const lines: string[] = [];
+    const log = createLogger({ service: "test", destination: { write: (line: string) => void lines.push(line) } });
+    log.error({ err: error }, "failed");
+    const shown = lines.join("");
+    expect(shown).toContain("members_email");
+    expect(shown).toContain("inner");
+    expect(shown).not.toContain("ada@example.com");
+  });
+});

@@ -1,4 +1,4 @@
-import { type DestinationStream, type Logger, pino, stdSerializers } from "pino";
+import { type DestinationStream, type Logger, pino } from "pino";
 
 /** How a log is written. */
 export interface LoggerOptions {
@@ -44,7 +44,7 @@ export function createLogger(options: LoggerOptions): Logger {
       level: options.level ?? "info",
       base: { service: options.service },
       redact: { paths: secretFields.flatMap(pathsOf), censor: "[redacted]" },
-      serializers: { err: stdSerializers.err },
+      serializers: { err: describeError },
       hooks: { streamWrite: redactText },
     },
     destination ?? pino.destination({ dest: 1, sync: false }),
@@ -103,4 +103,27 @@ function describe(err: unknown): string {
   if (typeof err !== "object" || err === null) return String(err);
   const { message, stack } = err as { message?: unknown; stack?: unknown };
   return String(stack ?? message ?? "");
+}
+
+/**
+ * What a log may show of an error: its type, text, code, stack and causes. Whatever else it carries stays out, since
+ * drivers put rows there: PostgreSQL's `detail` says `Key (email)=(…)`.
+ */
+export function describeError(error: unknown, depth = 0): unknown {
+  if (!(error instanceof Error)) return typeof error === "object" && error !== null ? "[object]" : error;
+  const { code, constraint, table, cause } = error as {
+    code?: unknown;
+    constraint?: unknown;
+    table?: unknown;
+    cause?: unknown;
+  };
+  return {
+    type: error.constructor.name,
+    message: error.message,
+    stack: error.stack,
+    ...(typeof code === "string" || typeof code === "number" ? { code } : {}),
+    ...(typeof constraint === "string" ? { constraint } : {}),
+    ...(typeof table === "string" ? { table } : {}),
+    ...(cause !== undefined && depth < 4 ? { cause: describeError(cause, depth + 1) } : {}),
+  };
 }

@@ -1,14 +1,17 @@
 import { randomBytes } from "node:crypto";
-import { create, type DescMethod } from "@bufbuild/protobuf";
+import { create, type DescMethod, type Message } from "@bufbuild/protobuf";
 import { Code, ConnectError, type Interceptor, type StreamResponse, type UnaryResponse } from "@connectrpc/connect";
 import { ErrorInfoSchema } from "@octomesh/proto/google/rpc/error_details_pb";
 import type { Logger } from "pino";
 import { Counter, Histogram, type Registry } from "prom-client";
 import type { Call } from "./call.ts";
 import { callKey } from "./call-context.ts";
+import { connectionKey } from "./connection.ts";
 import { mapDatabaseError } from "./database-error.ts";
 import { downstreamOf } from "./downstream.ts";
 import { fail, Reason, reasonOf } from "./errors.ts";
+import { redact } from "./redact.ts";
+import { noTelemetry, type ServerSpan, type Telemetry } from "./telemetry.ts";
 
 /** Header by which a caller names its request, and by which every answer repeats the name. */
 export const requestIdHeader = "x-request-id";
@@ -53,14 +56,16 @@ export function createRpcMetrics(registry: Registry): RpcMetrics {
 }
 
 /**
- * Begins to observe a call. The function that it returns ends that: it logs one line, counts the call, and answers with
- * the error made fit to be sent.
+ * Begins to observe a call. The function that it returns ends that: it logs one line, counts the call, ends its span,
+ * and answers with the error made fit to be sent. At the level `trace` the line holds the request, redacted.
  */
 export function recordCall(
   log: Logger,
   metrics: RpcMetrics,
   method: DescMethod,
   requestId: string,
+  span: ServerSpan,
+  message?: Message,
 ): (call: Call | undefined, error?: unknown) => ConnectError | undefined {
   const started = performance.now();
   const name = `${method.parent.typeName}/${method.name}`;
@@ -68,16 +73,20 @@ export function recordCall(
     const elapsed = performance.now() - started;
     const refused = error === undefined ? undefined : presentable(error, log, name, requestId);
     const code = refused === undefined ? "ok" : Code[refused.code].toLowerCase();
+    const reason = refused === undefined ? undefined : errorReason(refused);
     metrics.observe(name, code, elapsed / 1000);
+    span.end({ code: refused?.code, reason, caller: call?.caller.kind });
     const line = {
       method: name,
       request_id: requestId,
+      trace_id: span.traceId,
       code,
       ms: Math.round(elapsed * 100) / 100,
       caller: call?.caller.kind,
       caller_id: call?.caller.id,
       org_id: call?.orgId,
-      reason: refused === undefined ? undefined : errorReason(refused),
+      reason,
+      request: message !== undefined && log.isLevelEnabled("trace") ? redact(method.input, message) : undefined,
     };
     if (refused?.code === Code.Internal) log.error(line, "call failed");
     else log.debug(line, "call");
@@ -87,13 +96,16 @@ export function recordCall(
 }
 
 /**
- * The outermost interceptor: names the request, logs one line for it, counts it, and makes every error fit to be sent:
- * with an ErrorInfo, without the text of what nobody meant to throw.
+ * The outermost interceptor: names the request, makes its span, logs one line for it, counts it, and makes every error
+ * fit to be sent: with an ErrorInfo, without the text of what nobody meant to throw.
  */
-export function observe(log: Logger, metrics: RpcMetrics): Interceptor {
+export function observe(log: Logger, metrics: RpcMetrics, telemetry: Telemetry = noTelemetry): Interceptor {
   return (next) => async (request) => {
     const requestId = requestIdOf(request.header);
-    const record = recordCall(log, metrics, request.method, requestId);
+    const { method, header } = request;
+    const span = telemetry.serverSpan({ method, header, connection: request.contextValues.get(connectionKey) });
+    const message = request.stream ? undefined : request.message;
+    const record = recordCall(log, metrics, method, requestId, span, message);
     let ended = false;
     const finish = (error?: unknown): ConnectError | undefined => {
       ended = true;
@@ -101,7 +113,7 @@ export function observe(log: Logger, metrics: RpcMetrics): Interceptor {
     };
     let response: UnaryResponse | StreamResponse;
     try {
-      response = await next(request);
+      response = await span.run(() => next(request));
     } catch (error) {
       throw finish(error);
     }
@@ -115,7 +127,7 @@ export function observe(log: Logger, metrics: RpcMetrics): Interceptor {
       if (!ended) finish(gone());
     };
     request.signal.addEventListener("abort", onGone, { once: true });
-    return { ...response, message: observed(response.message, () => ended, finish) };
+    return { ...response, message: observed(span.bind(response.message), () => ended, finish) };
   };
 }
 

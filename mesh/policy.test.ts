@@ -6,7 +6,7 @@ import { SessionService } from "@octomesh/proto/octomesh/identity/v1/session_ser
 import { ModelService } from "@octomesh/proto/octomesh/model/v1/model_service_pb";
 import {
   CallerKind,
-  type MethodPolicySchema,
+  MethodPolicySchema,
   method as methodOption,
   Role,
   Scope,
@@ -20,7 +20,7 @@ import { loadPolicies, nameOfScope, ownerOf, policyOf, scopeOfName } from "./pol
 /** A method of the contract with another policy, or with none. */
 function methodWith(policy: MessageInitShape<typeof MethodPolicySchema> | undefined, like: DescMethod): DescMethod {
   const options = create(MethodOptionsSchema);
-  if (policy !== undefined) setExtension(options, methodOption, create(methodOption.message, policy));
+  if (policy !== undefined) setExtension(options, methodOption, create(MethodPolicySchema, policy));
   return { ...like, proto: { ...like.proto, options } };
 }
 

@@ -31,9 +31,7 @@ const createVersion = only(bindingsOf(ModelVersionService.method.createModelVers
 const listModels = only(bindingsOf(ModelService.method.listModels));
 
 /** A segment as any client may spell it: every character that needs it, and any other, percent-encoded. */
-const segment = fc
-  .string({ unit: "binary", minLength: 1, maxLength: 40 })
-  .filter((text) => !/[\ud800-\udfff]/.test(text) || text.isWellFormed());
+const segment = fc.string({ unit: "grapheme", minLength: 1, maxLength: 40 });
 
 function refusal(work: () => unknown): Reason | undefined {
   try {

@@ -3,6 +3,7 @@ import { type CidrList, parseCidrList } from "./cidr.ts";
 import * as config from "./config.ts";
 import type { Limit } from "./ratelimit.ts";
 import { portsOf, type ServiceName, serviceNames, variableOf } from "./service-name.ts";
+import { samplerNames, type TracingConfig } from "./telemetry.ts";
 import { defaultTrustDomain } from "./tls.ts";
 
 /** Everything that the runtime of one service reads from the environment. */
@@ -29,6 +30,8 @@ export interface RuntimeConfig {
   readonly corsOrigins: readonly string[];
   readonly limits: Readonly<Record<LimitSurface, Limit>>;
   readonly logLevel: string;
+  /** Where traces go; undefined while they are off. */
+  readonly tracing: TracingConfig | undefined;
   readonly graceMs: number;
 }
 
@@ -55,6 +58,17 @@ export const variables: Readonly<Record<string, string>> = {
   OCTOMESH_PROXY_PROTOCOL: "true: trusted proxies speak PROXY protocol. Default false",
   OCTOMESH_CORS_ORIGINS: "Origins of browser pages that may call. None by default",
   OCTOMESH_LOG_LEVEL: "trace, debug, info, warn or error. Default info",
+  OTEL_EXPORTER_OTLP_ENDPOINT:
+    "Base URL of an OpenTelemetry collector, which gets traces at `/v1/traces` (OTLP over HTTP, JSON). Off if not set",
+  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: "The same for traces alone, used as it stands, before the other",
+  OTEL_EXPORTER_OTLP_HEADERS:
+    "Headers for the collector, `name=value,…`; this and `_TIMEOUT`, `_COMPRESSION`, `_CERTIFICATE`, `_CLIENT_KEY` and `_CLIENT_CERTIFICATE` are OpenTelemetry's, also as `OTEL_EXPORTER_OTLP_TRACES_…`",
+  OTEL_TRACES_SAMPLER: `${samplerNames.slice(0, -1).join(", ")} or ${samplerNames.at(-1)}. Default parentbased_always_on`,
+  OTEL_TRACES_SAMPLER_ARG: "Share of traces that the ratio samplers keep, 0 to 1. Default 1",
+  OTEL_RESOURCE_ATTRIBUTES: "More about the deployment, `name=value,…`. `service.name` is always `octomesh-<service>`",
+  OTEL_BSP_SCHEDULE_DELAY:
+    "Milliseconds between batches of spans; this and `OTEL_BSP_MAX_QUEUE_SIZE`, `_MAX_EXPORT_BATCH_SIZE` and `_EXPORT_TIMEOUT` are OpenTelemetry's. Default 5000",
+  OTEL_SDK_DISABLED: "true turns traces off whatever else is set. Default false",
   OCTOMESH_DRAIN_GRACE: "How long calls under way may take to end at shutdown. Default 10s",
 };
 
@@ -98,6 +112,11 @@ export function readRuntimeConfig(name: ServiceName, environment: config.Environ
       "trace, debug, info, warn or error",
       "info",
     ),
+    OTEL_EXPORTER_OTLP_ENDPOINT: optional(config.url(["http:", "https:"])),
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: optional(config.url(["http:", "https:"])),
+    OTEL_TRACES_SAMPLER: config.oneOf(samplerNames, "parentbased_always_on"),
+    OTEL_TRACES_SAMPLER_ARG: share(1),
+    OTEL_SDK_DISABLED: config.boolean(false),
     OCTOMESH_DRAIN_GRACE: config.duration(10_000, 0, 3_600_000),
     ...siblingReaders,
     ...limitReaders,
@@ -142,6 +161,12 @@ export function readRuntimeConfig(name: ServiceName, environment: config.Environ
     problems.push("OCTOMESH_CORS_ORIGINS must be origins such as https://app.example.com, separated by commas");
   }
   if (problems.length > 0) throw new config.ConfigError(problems);
+  const collector = value.OTEL_EXPORTER_OTLP_ENDPOINT;
+  // Checked as a URL, and used as it stands: a slash at its end may matter to the collector.
+  const tracesUrl =
+    value.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT === undefined
+      ? collector && `${collector}/v1/traces`
+      : environment.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT;
   const own_ = (suffix: string): string | undefined => value[`${own}_${suffix}`] as string | undefined;
   return {
     stateDir: value.OCTOMESH_STATE_DIR,
@@ -180,6 +205,10 @@ export function readRuntimeConfig(name: ServiceName, environment: config.Environ
       ]),
     ) as Record<LimitSurface, Limit>,
     logLevel: value.OCTOMESH_LOG_LEVEL,
+    tracing:
+      tracesUrl === undefined || value.OTEL_SDK_DISABLED
+        ? undefined
+        : { url: tracesUrl, sampler: value.OTEL_TRACES_SAMPLER, ratio: value.OTEL_TRACES_SAMPLER_ARG },
     graceMs: value.OCTOMESH_DRAIN_GRACE,
   };
 }
@@ -205,6 +234,16 @@ function limitVariable(surface: LimitSurface): string {
 
 function optional<T>(reader: config.Reader<T>): config.Reader<T | undefined> {
   return (name, environment) => (environment[name] ? reader(name, environment) : { value: undefined });
+}
+
+/** A share from 0 to 1. */
+function share(fallback: number): config.Reader<number> {
+  return (name, environment) => {
+    const text = environment[name] || String(fallback);
+    const value = Number(text);
+    if (/^\d*\.?\d+$/.test(text) && value <= 1) return { value };
+    return { problem: ` is ${JSON.stringify(text.slice(0, 80))}: a number from 0 to 1 is expected` };
+  };
 }
 
 const logLevels = ["trace", "debug", "info", "warn", "error", "fatal", "silent"] as const;

@@ -39,6 +39,7 @@ import type { CreateService, HttpRequest, Runtime } from "./service.ts";
 import { type ServiceName, variableOf } from "./service-name.ts";
 import { createShutdown, type Shutdown } from "./shutdown.ts";
 import { createSystemCall } from "./system-call.ts";
+import { openTelemetry } from "./telemetry.ts";
 import { type MeshIdentity, openDevelopmentAuthority, openIdentityFiles, peerOf } from "./tls.ts";
 
 /** A service of the mesh that listens. */
@@ -99,9 +100,11 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
   if (embedded === undefined) collectDefaultMetrics({ register: metrics });
   const health = createHealth();
 
+  const telemetry = await openTelemetry({ service: name, tracing: config.tracing, log });
+  shutdown.add("traces", () => telemetry.close());
   const identity = await openIdentity(name, config);
   shutdown.add("identity", () => identity.close());
-  const siblings = createSiblingClients({ identity, trustDomain: config.trustDomain, urlOf: options.urlOf });
+  const siblings = createSiblingClients({ identity, trustDomain: config.trustDomain, urlOf: options.urlOf, telemetry });
   shutdown.add("sibling clients", () => siblings.close());
   const limiter = createRateLimiter({ limits: config.limits, redisUrl: config.redisUrl, clock, log, metrics });
   shutdown.add("rate limiter", () => limiter.close());
@@ -157,7 +160,11 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
   const rpcMetrics = createRpcMetrics(metrics);
   // No shutdownSignal: it would abort unary calls under way, which a drain lets finish. Streams end by enforcePolicy.
   const routerOptions = {
-    interceptors: [observe(log, rpcMetrics), enforcePolicy(policies, admission), createValidateInterceptor()],
+    interceptors: [
+      observe(log, rpcMetrics, telemetry),
+      enforcePolicy(policies, admission),
+      createValidateInterceptor(),
+    ],
     readMaxBytes,
     writeMaxBytes,
     maxTimeoutMs,
@@ -193,7 +200,7 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
     for (const [foreign, policy] of loadPolicies([each])) policies.set(foreign, policy);
   }
 
-  const shared = { policies, admission, log, metrics: rpcMetrics };
+  const shared = { policies, admission, log, metrics: rpcMetrics, telemetry };
   const meshHandler = createHttpHandler({
     ...shared,
     handlers: meshRouter.handlers,

@@ -69,7 +69,7 @@ describe("a process", () => {
   ): Promise<{ child: ChildProcess; lines: string[]; until(line: string): Promise<void> }> {
     const file = fileURLToPath(new URL("test/shutdown-process.ts", import.meta.url));
     const child = spawn(process.execPath, ["--import", "tsx", file, behaviour], {
-      stdio: ["ignore", "pipe", "inherit"],
+      stdio: ["ignore", "pipe", "inherit", "ipc"],
     });
     children.push(child);
     const lines: string[] = [];
@@ -100,6 +100,14 @@ describe("a process", () => {
     await until("second ending");
     child.kill(signal);
     expect(await exit(child)).toBe(code);
+  });
+
+  it("drains and exits where its parent goes away without a word", async () => {
+    const { child, lines, until } = await start("");
+    await until("ready");
+    child.disconnect();
+    expect(await once(child, "exit")).toEqual([0, null]);
+    await expect.poll(() => lines).toContain("first ended");
   });
 
   it.each(["throw", "reject"])("drains and exits 1 where nobody caught a %s", async (behaviour) => {

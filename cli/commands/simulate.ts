@@ -85,6 +85,7 @@ async function openBackend(connection: Connection, count: number) {
     made === undefined
       ? connection.clients
       : createClients({ baseUrl: connection.url, credential: apiKey(made.apiKey), timeoutMs: 120_000 });
+  let enrolmentTokenId = "";
   return {
     async enrolmentToken() {
       const token = await clients.bootstrapTokens.createBootstrapToken({
@@ -93,6 +94,7 @@ async function openBackend(connection: Connection, count: number) {
         maxUses: count,
         lifetime: durationFromMs(24 * 3600 * 1000),
       });
+      enrolmentTokenId = token.id;
       return token.token;
     },
     async singleUseToken(identifier: string) {
@@ -102,7 +104,9 @@ async function openBackend(connection: Connection, count: number) {
       });
       return token.token;
     },
+    /** Leaves no token or key behind that still lets anybody in. */
     async close() {
+      if (enrolmentTokenId !== "") await clients.bootstrapTokens.revokeBootstrapToken({ id: enrolmentTokenId });
       if (made === undefined) return;
       clients.close();
       await connection.clients.apiKeys.revokeApiKey({ id: made.id });
