@@ -78,7 +78,7 @@ describe("a log", () => {
 });
 
 describe("an error in the log", () => {
-  test("shows what went wrong, and nothing of the rows that a driver hung on it", () => {
+  it("shows what went wrong, and nothing of the rows that a driver hung on it", () => {
     const error = Object.assign(new Error("duplicate key value violates unique constraint"), {
       code: "23505",
       constraint: "members_email",

@@ -1,6 +1,7 @@
 import { create } from "@bufbuild/protobuf";
 import { durationMs, timestampFromDate } from "@bufbuild/protobuf/wkt";
 import type { ServiceImpl } from "@connectrpc/connect";
+import type { Call } from "@octomesh/mesh/call";
 import { callOf } from "@octomesh/mesh/call-context";
 import { fail, Reason } from "@octomesh/mesh/errors";
 import { newId } from "@octomesh/mesh/ids";
@@ -12,6 +13,9 @@ import type { Dependencies } from "../dependencies.ts";
 import { readTokenMs } from "../lifetimes.ts";
 import { readTokenRevocations } from "../read-tokens.ts";
 import { replayable, replayedHeader } from "../replayable.ts";
+import type { IdentityTransaction } from "../schema.ts";
+import { holdApiKey } from "../store/api-keys.ts";
+import { findMember } from "../store/members.ts";
 import { readForIssue } from "../store/organizations.ts";
 import { findReadToken, insertReadToken, type ReadTokenRow } from "../store/read-tokens.ts";
 
@@ -38,6 +42,7 @@ export function readTokenRoutes(deps: Dependencies): ServiceImpl<typeof ReadToke
       const { message, replayed } = await database.write(call, (tx) =>
         replayable(tx, call, ReadTokenService.method.createReadToken, request, async () => {
           await readForIssue(tx, call.orgId);
+          await holdCreator(tx, call);
           const row = await insertReadToken(tx, {
             org_id: call.orgId,
             id: newId("rdt", now.getTime()),
@@ -71,6 +76,18 @@ export function readTokenRoutes(deps: Dependencies): ServiceImpl<typeof ReadToke
       return {};
     },
   };
+}
+
+/**
+ * Makes sure that whoever asks for the token may still, and cannot be revoked before it is written: revoking a maker
+ * must find all that it made. Members are removed under the organisation's lock, which `readForIssue` waits for.
+ */
+async function holdCreator(tx: IdentityTransaction, { caller, orgId }: Call): Promise<void> {
+  const isThere =
+    caller.kind === "session"
+      ? (await findMember(tx, orgId, { id: caller.id })) !== undefined
+      : await holdApiKey(tx, orgId, caller.id);
+  if (!isThere) throw fail(Reason.CREDENTIAL_REVOKED, "the credential was revoked");
 }
 
 function readTokenMessage(row: ReadTokenRow): ReadToken {

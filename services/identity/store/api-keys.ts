@@ -19,6 +19,19 @@ export async function findApiKey(tx: IdentityTransaction, orgId: string, id: str
     .executeTakeFirst();
 }
 
+/** Whether a key is there and not revoked. One that is cannot be revoked before this transaction has ended. */
+export async function holdApiKey(tx: IdentityTransaction, orgId: string, id: string): Promise<boolean> {
+  const row = await tx
+    .selectFrom("api_keys")
+    .select("id")
+    .where("org_id", "=", orgId)
+    .where("id", "=", id)
+    .where("revoke_time", "is", null)
+    .forShare()
+    .executeTakeFirst();
+  return row !== undefined;
+}
+
 /** A page of keys, newest first. */
 export async function listApiKeys(
   tx: IdentityTransaction,

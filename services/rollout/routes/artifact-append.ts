@@ -4,12 +4,15 @@ import type { HttpRequest, HttpResponse, HttpRoute } from "@octomesh/mesh/servic
 import { ErrorInfoSchema } from "@octomesh/proto/google/rpc/error_details_pb";
 import { ArtifactService } from "@octomesh/proto/octomesh/model/v1/artifact_service_pb";
 import { appendChunk, maxChunkBytes } from "../artifact-uploads.ts";
+import { createChunkMemory } from "../chunk-memory.ts";
 import type { Dependencies } from "../dependencies.ts";
 
-/** How much of chunks under way may be held in memory at once. */
-const maxPendingBytes = 64 * 1024 * 1024;
+/** How much of chunks under way may be held in memory at once, in all and for one organisation. */
+const memoryLimits = { totalBytes: 8 * maxChunkBytes, organizationBytes: 2 * maxChunkBytes };
 /** How long a sender may be silent in the middle of a chunk. */
 const idleTimeoutMs = 30_000;
+/** How long a chunk may take in all: who is slower sends smaller ones. */
+const chunkTimeoutMs = 120_000;
 
 /**
  * `PATCH /api/v1/artifact-uploads/{id}`: one chunk of an upload, by the header `Upload-Offset` and a body of
@@ -17,18 +20,13 @@ const idleTimeoutMs = 30_000;
  * and the right `Upload-Offset` where it differs.
  */
 export function artifactAppendRoute(deps: Dependencies): HttpRoute {
-  let pendingBytes = 0;
+  const memory = createChunkMemory(memoryLimits);
   return {
     method: ArtifactService.method.appendArtifactUpload,
     async handle(call, request, response, params) {
       const offset = offsetOf(request);
       const announced = lengthOf(request);
-      const reserved = announced ?? maxChunkBytes;
-      if (pendingBytes + reserved > maxPendingBytes) {
-        const message = "too many chunks are on their way: send this one again in a moment";
-        throw fail(Reason.OVERLOADED, message, {}, { retryAfterMs: 1000 });
-      }
-      pendingBytes += reserved;
+      const release = memory.reserve(call.orgId, announced ?? maxChunkBytes);
       try {
         const bytes = await readChunk(request, announced, call.signal);
         const upload = await appendChunk(deps, call, params.id ?? "", offset, bytes);
@@ -39,7 +37,7 @@ export function artifactAppendRoute(deps: Dependencies): HttpRoute {
         sayOffset(error, response);
         throw error;
       } finally {
-        pendingBytes -= reserved;
+        release();
       }
     },
   };
@@ -87,13 +85,15 @@ async function readChunk(request: HttpRequest, announced: number | undefined, si
   let length = 0;
   let timer: NodeJS.Timeout | undefined;
   let isLate = false;
+  const giveUp = () => {
+    isLate = true;
+    request.destroy();
+  };
   const watch = () => {
     clearTimeout(timer);
-    timer = setTimeout(() => {
-      isLate = true;
-      request.destroy();
-    }, idleTimeoutMs);
+    timer = setTimeout(giveUp, idleTimeoutMs);
   };
+  const deadline = setTimeout(giveUp, chunkTimeoutMs);
   const stop = () => request.destroy();
   signal.addEventListener("abort", stop, { once: true });
   watch();
@@ -107,12 +107,14 @@ async function readChunk(request: HttpRequest, announced: number | undefined, si
     }
   } catch (error) {
     if (isLate) {
-      throw fail(Reason.DEADLINE_EXCEEDED, "the chunk did not arrive in time: send it again", {}, { cause: error });
+      const message = "the chunk did not arrive in time: send it again, or smaller ones";
+      throw fail(Reason.DEADLINE_EXCEEDED, message, {}, { cause: error });
     }
     if (error instanceof ConnectError) throw error;
     throw fail(Reason.CANCELLED, "the chunk was cut off: send it again", {}, { cause: error });
   } finally {
     clearTimeout(timer);
+    clearTimeout(deadline);
     signal.removeEventListener("abort", stop);
   }
   signal.throwIfAborted();
