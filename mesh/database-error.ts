@@ -19,7 +19,7 @@ const connectionMessages =
 /**
  * Turns an error of the driver that says something about the database as a whole into a refusal: away or out of
  * connections (DEPENDENCY_UNAVAILABLE), disk full (STORAGE_FULL), statement too long (DEADLINE_EXCEEDED), lost to
- * concurrent changes after every retry (TRANSACTION_CONFLICT). All others, constraint violations among them, come back
+ * concurrent changes after every retry (TRANSACTION_CONFLICT), text that it cannot hold (VALIDATION_FAILED). All others, constraint violations among them, come back
  * as they are for `store.ts` to map by SQLSTATE; errors that are refusals already do too.
  */
 export function mapDatabaseError(error: unknown): unknown {
@@ -36,6 +36,10 @@ export function mapDatabaseError(error: unknown): unknown {
   // 25P03: the server ended a transaction that sat idle, an overload of this process.
   if (socketCodes.has(state) || /^(08|57P0|58)/.test(state) || state === "25P03" || state === "53200") {
     return unavailable("the database cannot be reached", error);
+  }
+  // Character not in repertoire, untranslatable character: text of the request that holds U+0000.
+  if (state === "22021" || state === "22P05") {
+    return fail(Reason.VALIDATION_FAILED, "the request holds the character U+0000", {}, { cause: error });
   }
   if (state === "57014") {
     return fail(Reason.DEADLINE_EXCEEDED, "the database took too long for this call", {}, { cause: error });

@@ -388,6 +388,7 @@ describe("a database in trouble", () => {
 
   it("says what happened in the mesh's reasons, and leaves the store's own errors to the store", () => {
     const of = (code: string) => reasonOf(mapDatabaseError(Object.assign(new Error("x"), { code })));
+    expect(of("22021")).toBe(Reason.VALIDATION_FAILED);
     expect(["ECONNREFUSED", "53300", "57P01", "08006", "57P03"].map(of)).toEqual(
       Array(5).fill(Reason.DEPENDENCY_UNAVAILABLE),
     );

@@ -1,9 +1,13 @@
+import { create } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
+import { AcceptInvitationRequestSchema, SessionService } from "@octomesh/proto/octomesh/identity/v1/session_service_pb";
 import { pino } from "pino";
+import { Registry } from "prom-client";
 import { beforeEach, describe, expect, test } from "vitest";
 import { markDownstream } from "./downstream.ts";
 import { fail, Reason, reasonOf } from "./errors.ts";
-import { presentable, requestIdHeader, requestIdOf } from "./observe.ts";
+import { createRpcMetrics, presentable, recordCall, requestIdHeader, requestIdOf } from "./observe.ts";
+import { noTelemetry } from "./telemetry.ts";
 
 let logged: string[] = [];
 const log = pino({ level: "trace" }, { write: (line: string) => void logged.push(line) });
@@ -93,4 +97,45 @@ test("a request keeps a name that is well formed, and is given one otherwise", (
     expect(id).toMatch(/^[\w-]{22}$/);
     expect(header.get(requestIdHeader)).toBe(id);
   }
+});
+
+const method = SessionService.method.acceptInvitation;
+const request = create(AcceptInvitationRequestSchema, {
+  invitationCode: "edg_invite_not_to_be_seen",
+  email: "somebody@example.com",
+});
+
+/** What one call leaves in a log of the given level. */
+function lineAt(level: string, error?: unknown): { line: Record<string, unknown>; text: string } {
+  const lines: string[] = [];
+  const log = pino({ level }, { write: (text: string) => void lines.push(text) });
+  const span = noTelemetry.serverSpan({ method, header: new Headers(), connection: undefined });
+  recordCall(log, createRpcMetrics(new Registry()), method, "request-0001", span, request)(undefined, error);
+  return { line: JSON.parse(lines.at(-1) ?? "{}"), text: lines.join("") };
+}
+
+describe("the line that is logged of a call", () => {
+  test("holds the request at the level trace, without what is secret or personal", () => {
+    const { line, text } = lineAt("trace");
+    expect(line).toMatchObject({
+      method: "octomesh.identity.v1.SessionService/AcceptInvitation",
+      request_id: "request-0001",
+      code: "ok",
+      request: { invitation_code: "[secret]", email: "[personal]" },
+    });
+    expect(text).not.toMatch(/not_to_be_seen|somebody/);
+  });
+
+  test("holds the refused request as well, and nothing of what was thrown", () => {
+    const { line } = lineAt("trace", fail(Reason.CREDENTIAL_UNKNOWN, "there is no such invitation"));
+    expect(line).toMatchObject({ reason: "CREDENTIAL_UNKNOWN", request: { email: "[personal]" } });
+    expect(line.code).toBe(Code[Code.Unauthenticated].toLowerCase());
+  });
+
+  test("holds no request at any other level, an error's line among them", () => {
+    expect(lineAt("debug").line).not.toHaveProperty("request");
+    const { line } = lineAt("info", new Error("a bug"));
+    expect(line).toMatchObject({ code: "internal", msg: "call failed" });
+    expect(line).not.toHaveProperty("request");
+  });
 });

@@ -245,6 +245,11 @@ describe("what a span holds", () => {
       expect(sent).not.toContain(text);
   });
 
+  test("is not the services' own book-keeping, of which there is no end", () => {
+    expect(mesh.identity.acknowledged.size).toBe(3);
+    expect(collector.spans.filter((span) => span.name.endsWith("/AcknowledgeRevocations"))).toEqual([]);
+  });
+
   test("names the service, and each start of it apart", () => {
     const instances = new Map(collector.spans.map((span) => [span.service, span.resource["service.instance.id"]]));
     expect([...instances.keys()].sort()).toEqual(["octomesh-device-registry", "octomesh-identity", "octomesh-rollout"]);

@@ -44,6 +44,15 @@ const lines = [
     return `| ${name} | \`${variableOf(name)}\` | ${ports.mesh} | ${ports.public} | ${ports.admin} |`;
   }),
   "",
+  "## Traces",
+  "",
+  "With a collector named, each service sends a span for each call that it answers and for each call that it makes to a",
+  "sibling, in batches that no call waits for; at its end it waits 3 s at most. Between services W3C trace context is",
+  "passed on, and a sibling's sampling decision holds. On public ports a caller's `traceparent` becomes a link of a new",
+  "trace, whose sampling is the service's own decision: a stranger can neither force it nor prevent it, and `tracestate` and",
+  "`baggage` are dropped. Spans hold the method, how the call ended and the kind of caller, but no identifier, address,",
+  "header or message; the log's `trace_id` joins them to the rest.",
+  "",
   "What a single service reads besides is in its README.",
   "",
 ];

@@ -387,6 +387,8 @@ describe("erasure", () => {
     const { erased, remaining } = await store.tenant.erase(orgId);
     expect(remaining).toBe(0n);
     expect(erased).toMatchObject({ devices: 1n, device_presence: 1n, device_groups: 1n, device_group_members: 1n });
+    // Audit events name devices by their identifiers, and callers by their addresses.
+    expect(erased.audit_outbox).toBeGreaterThan(0n);
     expect(await store.devices.get(other, kept.id)).toEqual(kept);
     expect((await store.tenant.erase(orgId)).erased).toMatchObject({ devices: 0n });
   });

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { timestampFromMs, timestampMs } from "@bufbuild/protobuf/wkt";
 import { Reason } from "@octomesh/mesh/errors";
 import { digestToken } from "@octomesh/mesh/opaque-token";
@@ -15,6 +16,7 @@ import { SessionService } from "@octomesh/proto/octomesh/identity/v1/session_ser
 import { CallerKind, Scope } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { sql } from "kysely";
 import { beforeEach, describe, expect, it } from "vitest";
+import { maxReadTokensOfCreator } from "./store/read-tokens.ts";
 import { refusalOf, startTestIdentity } from "./test/identity-fixture.ts";
 
 const identity = await startTestIdentity();
@@ -142,6 +144,11 @@ describe("RevokeApiKey", () => {
   });
 });
 
+it("refuses a name that the database cannot hold as what it is: a bad request", async () => {
+  const made = keys.createApiKey({ name: "a\u0000b", scopes: [Scope.MODELS_READ] });
+  expect(await refusalOf(made)).toBe(Reason.VALIDATION_FAILED);
+});
+
 describe("read tokens", () => {
   const scopes = [Scope.ORG_READ, Scope.MODELS_READ];
 
@@ -167,6 +174,47 @@ describe("read tokens", () => {
     await readTokens.revokeReadToken({ id: token.id });
     await readTokens.revokeReadToken({ id: token.id });
     expect(await refusalOf(callerOf(token.token))).toBe(Reason.CREDENTIAL_REVOKED);
+  });
+});
+
+describe("the maker of a read token", () => {
+  const scopes = [Scope.ORG_READ];
+
+  it("makes none any more once it is revoked or removed, though its own credential has not been dropped yet", async () => {
+    const key = await keys.createApiKey({ name: "going", scopes });
+    const asKey = identity.client(ReadTokenService, { bearer: key.apiKey });
+    await asKey.createReadToken({ scopes });
+    const leaver = await identity.addOrganization("Leaver");
+    const asMember = identity.client(ReadTokenService, { bearer: leaver.session.accessToken });
+    await asMember.createReadToken({ scopes });
+    // As a call finds it that waited for the revocation's transaction, before any service has heard of that.
+    await identity.database.ingest([acme.orgId, leaver.orgId], async (tx) => {
+      await sql`update api_keys set revoke_time = now() where id = ${key.id}`.execute(tx);
+      await sql`delete from members where id = ${leaver.ownerId}`.execute(tx);
+    });
+    expect(await refusalOf(asKey.createReadToken({ scopes }))).toBe(Reason.CREDENTIAL_REVOKED);
+    expect(await refusalOf(asMember.createReadToken({ scopes }))).toBe(Reason.CREDENTIAL_REVOKED);
+  });
+
+  it("has so many at a time and no more, so that revoking it ends them all at once", async () => {
+    const key = await keys.createApiKey({ name: "busy", scopes });
+    const readTokens = identity.client(ReadTokenService, { bearer: key.apiKey });
+    const token = await readTokens.createReadToken({ scopes });
+    await identity.database.ingest([acme.orgId], async (tx) => {
+      const make = (digest: string, count: number, expire: string) =>
+        sql`insert into read_tokens (org_id, id, digest, scopes, creator_id, create_time, expire_time)
+          select ${acme.orgId}, ${`rdt_${digest}_`} || n, sha256((${digest} || n)::bytea), '{16}', ${key.id}, now(),
+            now() + ${expire}::interval from generate_series(1, ${count}::int) n`.execute(tx);
+      await make("good", maxReadTokensOfCreator - 1, "1 hour");
+      await make("lapsed", 20_000, "-1 hour");
+    });
+    expect(await refusalOf(readTokens.createReadToken({ scopes }))).toBe(Reason.QUOTA_EXCEEDED);
+    await keys.revokeApiKey({ id: key.id });
+    const digests = [digestToken(token.token), createHash("sha256").update("good999").digest()];
+    for (const digest of digests) {
+      const { state } = await resolver.resolveCredential({ digest: new Uint8Array(digest) });
+      expect(state).toBe(ResolveCredentialResponse_State.REVOKED);
+    }
   });
 });
 

@@ -1,6 +1,6 @@
 import { WatchRevocationsResponse_Revocation_Subject as Subject } from "@octomesh/proto/octomesh/identity/v1/credential_service_pb";
 import type { Dependencies } from "./dependencies.ts";
-import { opaqueCacheMs } from "./lifetimes.ts";
+import { opaqueCacheMs, revocationSlackMs } from "./lifetimes.ts";
 import type { NewRevocation } from "./revocation-log.ts";
 import type { IdentityTransaction } from "./schema.ts";
 import { revokeReadTokens } from "./store/read-tokens.ts";
@@ -13,7 +13,7 @@ export async function readTokenRevocations(
   which: { id: string } | { creatorId: string },
 ): Promise<NewRevocation[]> {
   const now = new Date(deps.clock.now());
-  const rows = await revokeReadTokens(tx, orgId, which, now);
+  const rows = await revokeReadTokens(tx, orgId, which, now, new Date(now.getTime() - revocationSlackMs));
   return rows.map((row) => ({
     subject: Subject.READ_TOKEN,
     orgId,

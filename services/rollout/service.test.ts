@@ -1,5 +1,5 @@
 import { createHash, randomBytes } from "node:crypto";
-import { request as httpRequest } from "node:http";
+import { type ClientRequest, request as httpRequest } from "node:http";
 import { connect as connectHttp2 } from "node:http2";
 import { fromBinary } from "@bufbuild/protobuf";
 import { type Client, createClient, type Interceptor } from "@connectrpc/connect";
@@ -407,6 +407,33 @@ describe("uploads", () => {
     );
     expect((await artifacts.getArtifactUpload({ id })).offset).toBe(0n);
     expect((await patch(newId("upl"), 0, bytes)).status).toBe(404);
+  });
+
+  it("go on for one organisation, however many slow senders another one has", async () => {
+    const token = mesh.identity.issue({
+      prefix: "edg_live_",
+      kind: CallerKind.API_KEY,
+      orgId: newId("org"),
+      scopes: [Scope.MODELS_WRITE],
+    }).token;
+    const slow = clients(token).artifacts;
+    const sent: ClientRequest[] = [];
+    const refusals: Promise<number>[] = [];
+    for (let count = 0; count < 10; count++) {
+      const { id } = await slow.createArtifactUpload({ sha256: hex(randomBytes(32)), sizeBytes: 16_777_216n });
+      const headers = { ...bearer(token), "content-type": "application/offset+octet-stream", "upload-offset": "0" };
+      const request = httpRequest(url(`/api/v1/artifact-uploads/${id}`), { method: "PATCH", headers });
+      refusals.push(
+        new Promise((resolve) => request.on("response", (response) => resolve(response.resume().statusCode ?? 0))),
+      );
+      request.on("error", () => undefined);
+      request.write("a");
+      sent.push(request);
+    }
+    // The first that is turned away says that all those that fit are under way.
+    expect(await Promise.race(refusals)).toBe(429);
+    await upload(randomBytes(1000));
+    for (const request of sent) request.destroy();
   });
 
   it("refuse rpc, and keep to a bounded number", async () => {
@@ -943,6 +970,8 @@ describe("erasing a tenant", () => {
     const { erased, remaining } = await eraser.eraseTenant({ orgId: erasedOrg });
     expect(remaining).toBe(0n);
     expect(erased).toMatchObject({ models: 1n, model_versions: 1n, rollouts: 1n, artifacts: 1n, blobs: 1n });
+    // Audit events name the organisation's models and who made them, with addresses.
+    expect(erased.audit_outbox).toBeGreaterThan(0n);
     expect((await clients(token).models.listModels({})).models).toEqual([]);
     const again = await eraser.eraseTenant({ orgId: erasedOrg });
     expect(Object.values(again.erased).every((count) => count === 0n)).toBe(true);

@@ -6,7 +6,7 @@ export interface TelemetryMetrics {
   stored(reports: number): void;
   /** A batch that had been stored before. */
   duplicate(): void;
-  /** Reports that were left out: measured outside the window, or of a kind that is not known here. */
+  /** Reports that were left out: measured outside the window, of a kind that is not known here, or on a subject too many. */
   leftOut(reports: number): void;
   /** Unknown fields of newer devices that were dropped. */
   dropped(fields: number): void;

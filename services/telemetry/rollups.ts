@@ -85,7 +85,8 @@ export interface BatchContext {
   /** When the batch was received, milliseconds since the epoch. */
   readonly receiveMs: number;
   readonly window: MeasureWindow;
-  place(subject: Subject): Placement;
+  /** Where reports on a subject count; undefined where they are not taken. */
+  place(subject: Subject): Placement | undefined;
 }
 
 /** Sums of nothing. */
@@ -94,26 +95,27 @@ export function emptyRollups(): Rollups {
 }
 
 /**
- * Sums one batch's reports. Those measured outside the window, and those without a kind that is known here, are left
- * out; `accepted` counts the others.
+ * Sums one batch's reports. Those measured outside the window, those without a kind that is known here, and those on a
+ * subject that is not taken are left out; `accepted` counts the others.
  */
 export function rollUp(reports: readonly Report[], context: BatchContext): { rollups: Rollups; accepted: number } {
   const rollups = emptyRollups();
-  const placements = new Map<string, Placement>();
+  const placements = new Map<string, Placement | undefined>();
   let accepted = 0;
   for (const { kind } of reports) {
     if (kind.case === undefined || kind.value.measureTime === undefined) continue;
     const minute = minuteOf(timestampMs(kind.value.measureTime), context.receiveMs, context.window);
     if (minute === undefined) continue;
-    accepted += 1;
     const { modelId, versionId } = kind.value;
     const rolloutId = kind.case === "rolloutProgress" ? kind.value.rolloutId : "";
     const subject = `${modelId}|${versionId}|${rolloutId}`;
     let placement = placements.get(subject);
-    if (placement === undefined) {
+    if (placement === undefined && !placements.has(subject)) {
       placement = context.place({ deviceId: context.deviceId, modelId, versionId, rolloutId });
       placements.set(subject, placement);
     }
+    if (placement === undefined) continue;
+    accepted += 1;
     const base = { orgId: context.orgId, minute, modelId, versionId, ...placement };
     switch (kind.case) {
       case "health":

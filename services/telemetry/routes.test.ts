@@ -28,6 +28,7 @@ import { listRoutes } from "./routes/list-aggregates.ts";
 import { reportRoutes } from "./routes/report-telemetry.ts";
 import { type Batch, type BatchOutcome, createStore, type TelemetrySchema } from "./store.ts";
 import { sampleDevice, sampleId } from "./test/sample-ids.ts";
+import { createUnknownSubjects } from "./unknown-subjects.ts";
 
 const migrations = new URL("./migrations/", import.meta.url);
 const database = await openTestDatabase<TelemetrySchema>({ service: "telemetry", migrations });
@@ -47,7 +48,7 @@ const definitions = createRolloutDefinitions();
 definitions.apply(
   create(WatchRolloutDefinitionsResponseSchema, {
     caughtUp: true,
-    rollouts: [..."abcdefghpq"].map((name) => ({
+    rollouts: [..."abcdefghpqr"].map((name) => ({
       id: sampleId("rol", name),
       orgId: sampleId("org", name),
       modelId: sampleId("mdl", name),
@@ -78,7 +79,15 @@ function clients(deps: Partial<Parameters<typeof reportRoutes>[0]> = {}) {
   const transport = createRouterTransport(
     (router) => {
       router.service(TelemetryService, {
-        ...reportRoutes({ definitions, window, clock, metrics, submit: commits.submit, ...deps }),
+        ...reportRoutes({
+          definitions,
+          unknownSubjects: createUnknownSubjects(),
+          window,
+          clock,
+          metrics,
+          submit: commits.submit,
+          ...deps,
+        }),
         ...listRoutes({ store, clock, pageKey: new Uint8Array(32) }),
       });
       router.service(TenantService, tenantRoutes(store));
@@ -208,6 +217,22 @@ describe("ReportTelemetry", () => {
     ],
   ])("refuses %s", async (_, kind, reason) => {
     expect(await reasonFor(telemetry.reportTelemetry(batch(1, [latency([1]), kind], "refused")))).toBe(reason);
+  });
+
+  it("takes reports on so many subjects that no rollout names, and leaves those on more of them out", async () => {
+    await as("r", async () => {
+      const unknown = { modelId: sampleId("mdl", "x"), versionId: sampleId("mvr", "x") };
+      const { telemetry } = clients({ unknownSubjects: createUnknownSubjects(2) });
+      const kinds = [..."xyz"].map((name) => latency([1], { ...unknown, versionId: sampleId("mvr", name) }));
+      const request = batch(1, [...kinds, latency([1]), { case: "health", value: { measureTime } }]);
+      expect(await telemetry.reportTelemetry(request)).toMatchObject({ accepted: 4 });
+      // Another device of the organisation has no more to give away.
+      expect(await telemetry.reportTelemetry(batch(1, kinds, "boot", 1))).toMatchObject({ accepted: 2 });
+      const { aggregates } = await telemetry.listLatencyAggregates({});
+      expect(aggregates.map(({ key }) => key?.versionId).sort()).toEqual(
+        [own("mvr"), sampleId("mvr", "x"), sampleId("mvr", "y")].sort(),
+      );
+    });
   });
 
   it("stores reports of models that no rollout is known of outside every cohort", async () => {

@@ -15,6 +15,7 @@ import { tenantRoutes } from "./routes/erase-tenant.ts";
 import { listRoutes } from "./routes/list-aggregates.ts";
 import { reportRoutes } from "./routes/report-telemetry.ts";
 import { type Batch, type BatchOutcome, createStore, type TelemetrySchema } from "./store.ts";
+import { createUnknownSubjects } from "./unknown-subjects.ts";
 
 const pruneEveryMs = 10 * 60_000;
 
@@ -29,6 +30,7 @@ export const createService: CreateService = async (runtime) => {
   const store = createStore(database);
   const metrics = createTelemetryMetrics(registry);
   const definitions = createRolloutDefinitions();
+  const unknownSubjects = createUnknownSubjects();
   const window = defaultMeasureWindow;
   const commits = groupCommit<Batch, BatchOutcome>({
     maxDelayMs: config.OCTOMESH_TELEMETRY_FLUSH_DELAY,
@@ -52,7 +54,7 @@ export const createService: CreateService = async (runtime) => {
   return {
     routes(router) {
       router.service(TelemetryService, {
-        ...reportRoutes({ definitions, window, clock, metrics, submit: commits.submit }),
+        ...reportRoutes({ definitions, unknownSubjects, window, clock, metrics, submit: commits.submit }),
         ...listRoutes({ store, clock, pageKey: runtime.masterKey.derive("telemetry/pages") }),
       });
       router.service(TenantService, tenantRoutes(store));

@@ -1,5 +1,5 @@
 import type { Database } from "@octomesh/mesh/database";
-import { sql } from "kysely";
+import { sql, type Transaction } from "kysely";
 import type { DeviceRegistryTables } from "../tables.ts";
 
 /** What an erasure removed, by table, and what a fresh search still found. */
@@ -25,6 +25,9 @@ const tenantTables = [
   "idempotency",
 ] as const;
 
+/** Events of an organisation that wait for those who read them: of its devices, and of the audit log. */
+const eventTables = ["outbox", "audit_outbox"] as const;
+
 /** Rows deleted by one statement: an organisation of any size stays within the statement timeout. */
 const rowsAtOnce = 10_000;
 
@@ -34,7 +37,7 @@ export function tenantStore(database: Database<DeviceRegistryTables>): TenantSto
     async erase(orgId) {
       const erased: Record<string, bigint> = {};
       for (const table of tenantTables) erased[table] = await eraseTable(database, orgId, table);
-      erased.outbox = await eraseOutbox(database, orgId);
+      for (const table of eventTables) erased[table] = await eraseEvents(database, orgId, table);
       return { erased, remaining: await countRemaining(database, orgId) };
     },
   };
@@ -53,18 +56,25 @@ async function eraseTable(database: Database<DeviceRegistryTables>, orgId: strin
   }
 }
 
-async function eraseOutbox(database: Database<DeviceRegistryTables>, orgId: string): Promise<bigint> {
-  const result = await database.system((tx) => sql`delete from outbox where org_id = ${orgId}`.execute(tx));
+async function eraseEvents(database: Database<DeviceRegistryTables>, orgId: string, table: string): Promise<bigint> {
+  const result = await database.system((tx) =>
+    sql`delete from ${sql.table(table)} where org_id = ${orgId}`.execute(tx),
+  );
   return result.numAffectedRows ?? 0n;
 }
 
 async function countRemaining(database: Database<DeviceRegistryTables>, orgId: string): Promise<bigint> {
-  const counts = tenantTables.map((table) => sql`(select count(*) from ${sql.table(table)} where org_id = ${orgId})`);
-  const { rows } = await database.ingest([orgId], (tx) =>
-    sql<{ remaining: bigint }>`select (${sql.join(counts, sql` + `)})::bigint as remaining`.execute(tx),
-  );
-  const outbox = await database.system((tx) =>
-    sql<{ remaining: bigint }>`select count(*) as remaining from outbox where org_id = ${orgId}`.execute(tx),
-  );
-  return (rows[0]?.remaining ?? 0n) + (outbox.rows[0]?.remaining ?? 0n);
+  const rows = await database.ingest([orgId], (tx) => countIn(tx, orgId, tenantTables));
+  const events = await database.system((tx) => countIn(tx, orgId, eventTables));
+  return rows + events;
+}
+
+async function countIn(
+  tx: Transaction<DeviceRegistryTables>,
+  orgId: string,
+  tables: readonly string[],
+): Promise<bigint> {
+  const counts = tables.map((table) => sql`(select count(*) from ${sql.table(table)} where org_id = ${orgId})`);
+  const { rows } = await sql<{ count: bigint }>`select (${sql.join(counts, sql` + `)})::bigint as count`.execute(tx);
+  return rows[0]?.count ?? 0n;
 }

@@ -42,19 +42,23 @@ export async function findReadToken(
     .executeTakeFirst();
 }
 
-/** Revokes one read token, or all that a member or key made and that are still good; answers those that this revoked. */
+/**
+ * Revokes one read token, or all that a member or key made; answers those that this revoked. Those that expired before
+ * `expiredBefore` are passed over: no service takes them any more.
+ */
 export async function revokeReadTokens(
   tx: IdentityTransaction,
   orgId: string,
   which: { id: string } | { creatorId: string },
   now: Date,
+  expiredBefore: Date,
 ): Promise<ReadTokenRow[]> {
   const query = tx
     .updateTable("read_tokens")
     .set({ revoke_time: now })
     .where("org_id", "=", orgId)
     .where("revoke_time", "is", null)
-    .where("expire_time", ">", now);
+    .where("expire_time", ">", expiredBefore);
   return await ("id" in which ? query.where("id", "=", which.id) : query.where("creator_id", "=", which.creatorId))
     .returningAll()
     .execute();

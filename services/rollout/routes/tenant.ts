@@ -22,7 +22,7 @@ export function tenantRoutes(deps: Dependencies): ServiceImpl<typeof TenantServi
         (await database.system((tx) => countEvents(tx, orgId))) +
         BigInt(left.blobs + left.uploads);
       return {
-        erased: { ...rows, outbox: events, blobs: BigInt(files.blobs), upload_files: BigInt(files.uploads) },
+        erased: { ...rows, ...events, blobs: BigInt(files.blobs), upload_files: BigInt(files.uploads) },
         remaining,
       };
     },

@@ -25,27 +25,35 @@ export async function eraseRows(tx: Tx, orgId: string): Promise<Record<string, b
   return erased;
 }
 
-/** Deletes an organisation's events that watchers were to get (role system). */
-export async function eraseEvents(tx: Tx, orgId: string): Promise<bigint> {
-  const { numAffectedRows } = await sql`delete from outbox where org_id = ${orgId}`.execute(tx);
-  return numAffectedRows ?? 0n;
+/** Events of an organisation that wait for those who read them: of definitions, and of the audit log. */
+const eventTables = ["outbox", "audit_outbox"] as const;
+
+/** Deletes an organisation's events that readers were to get (role system); answers how many by table. */
+export async function eraseEvents(tx: Tx, orgId: string): Promise<Record<string, bigint>> {
+  const erased: Record<string, bigint> = {};
+  for (const table of eventTables) {
+    const { numAffectedRows } = await sql`delete from ${sql.table(table)} where org_id = ${orgId}`.execute(tx);
+    erased[table] = numAffectedRows ?? 0n;
+  }
+  return erased;
 }
 
 /** Counts what an organisation has in every table (role app). */
 export async function countRows(tx: Tx, orgId: string): Promise<bigint> {
+  return await countIn(tx, orgId, tenantTables);
+}
+
+/** Counts an organisation's events (role system). */
+export async function countEvents(tx: Tx, orgId: string): Promise<bigint> {
+  return await countIn(tx, orgId, eventTables);
+}
+
+async function countIn(tx: Tx, orgId: string, tables: readonly string[]): Promise<bigint> {
   let count = 0n;
-  for (const table of tenantTables) {
+  for (const table of tables) {
     const { rows } = await sql<{ count: bigint }>`
       select count(*) as count from ${sql.table(table)} where org_id = ${orgId}`.execute(tx);
     count += rows[0]?.count ?? 0n;
   }
   return count;
-}
-
-/** Counts an organisation's events (role system). */
-export async function countEvents(tx: Tx, orgId: string): Promise<bigint> {
-  const { rows } = await sql<{ count: bigint }>`select count(*) as count from outbox where org_id = ${orgId}`.execute(
-    tx,
-  );
-  return rows[0]?.count ?? 0n;
 }

@@ -4,16 +4,18 @@ import type { Clock } from "@octomesh/mesh/clock";
 import { fail, Reason } from "@octomesh/mesh/errors";
 import type { TelemetryService } from "@octomesh/proto/octomesh/telemetry/v1/telemetry_service_pb";
 import { checkBatch } from "../batch-check.ts";
-import { placeReport } from "../cohort.ts";
+import { placeReport, type Subject } from "../cohort.ts";
 import type { MeasureWindow } from "../measure-window.ts";
 import type { TelemetryMetrics } from "../metrics.ts";
 import type { RolloutDefinitions } from "../rollout-definitions.ts";
 import { rollUp } from "../rollups.ts";
 import type { Batch, BatchOutcome } from "../store.ts";
+import type { UnknownSubjects } from "../unknown-subjects.ts";
 
 /** What taking reports needs. */
 export interface ReportDeps {
   readonly definitions: RolloutDefinitions;
+  readonly unknownSubjects: UnknownSubjects;
   readonly window: MeasureWindow;
   readonly clock: Clock;
   readonly metrics: TelemetryMetrics;
@@ -23,7 +25,7 @@ export interface ReportDeps {
 
 /** Takes batches of reports, each once. */
 export function reportRoutes(deps: ReportDeps): Pick<ServiceImpl<typeof TelemetryService>, "reportTelemetry"> {
-  const { definitions, window, clock, metrics } = deps;
+  const { definitions, unknownSubjects, window, clock, metrics } = deps;
   return {
     async reportTelemetry(request, context) {
       const { orgId, caller } = callOf(context);
@@ -42,7 +44,10 @@ export function reportRoutes(deps: ReportDeps): Pick<ServiceImpl<typeof Telemetr
         deviceId: caller.id,
         receiveMs,
         window,
-        place: (subject) => placeReport(subject, definitions.of(orgId, subject.modelId)),
+        place: (subject) =>
+          isNamed(definitions, orgId, subject) || unknownSubjects.admit(orgId, subject, receiveMs)
+            ? placeReport(subject, definitions.of(orgId, subject.modelId))
+            : undefined,
       });
       const { bootId, sequence } = request;
       const deviceId = caller.id;
@@ -66,4 +71,9 @@ export function reportRoutes(deps: ReportDeps): Pick<ServiceImpl<typeof Telemetr
       return outcome;
     },
   };
+}
+
+/** Whether everything that a subject names is in a rollout of the organisation. */
+function isNamed(definitions: RolloutDefinitions, orgId: string, { modelId, versionId, rolloutId }: Subject): boolean {
+  return [modelId, versionId, rolloutId].every((id) => id === "" || definitions.ownerOf(id) === orgId);
 }
