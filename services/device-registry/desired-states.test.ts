@@ -4,7 +4,7 @@ import { DesiredStateSchema } from "@octomesh/proto/octomesh/device/v1/desired_s
 import { ResolveDesiredStatesResponseSchema } from "@octomesh/proto/octomesh/rollout/v1/assignment_service_pb";
 import pino from "pino";
 import { describe, expect, it } from "vitest";
-import { openDesiredStates } from "./desired-states.ts";
+import { maxWatchesOfDevice, openDesiredStates } from "./desired-states.ts";
 import { deviceChange } from "./device-change.ts";
 import { openDeviceFacts } from "./device-facts.ts";
 import type { StoredState } from "./registration.ts";
@@ -133,6 +133,24 @@ describe("desired states", () => {
       .next()
       .catch((thrown: unknown) => thrown);
     expect(reasonOf(error)).toBe(Reason.OVERLOADED);
+    states.stop();
+  });
+
+  it("are not taken from a device by those who only look on", async () => {
+    const { states, asked } = open();
+    const own = states.watch("org", "dev", "", never);
+    const first = own.next();
+    (await asked()).answer("v1");
+    await first;
+    const next = own.next();
+    const others = Array.from({ length: maxWatchesOfDevice + 1 }, () =>
+      states.watch("org", "dev", "v1", never, "bystander"),
+    );
+    const [oldest] = others.map((watch) => watch.next());
+    expect((await oldest)?.done).toBe(true);
+    states.definitionsChanged(["org"]);
+    (await asked()).answer("v2");
+    expect((await next).value?.etag).toBe("v2");
     states.stop();
   });
 

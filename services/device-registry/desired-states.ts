@@ -27,9 +27,16 @@ export interface DesiredStates {
   /**
    * The desired state now, if its etag is not the one held, and again whenever it changes, each with fresh grants; of
    * several changes at once only the last. Throws DEVICE_NOT_ACTIVE when the device may not act any more. Returns when
-   * `signal` aborts, when a newer watch of the device takes its place, or when the service stops.
+   * `signal` aborts, when a newer watch of the device takes its place, or when the service stops. Watches by others than
+   * the device itself (`bystander`) take the places of one another only.
    */
-  watch(orgId: string, deviceId: string, heldEtag: string, signal: AbortSignal): AsyncGenerator<DesiredState>;
+  watch(
+    orgId: string,
+    deviceId: string,
+    heldEtag: string,
+    signal: AbortSignal,
+    watcher?: Watcher,
+  ): AsyncGenerator<DesiredState>;
   /** Assignments of these organisations changed: forgets etags and resolves anew for those who watch. */
   definitionsChanged(orgIds: readonly string[]): void;
   /** Devices changed: the same for them. */
@@ -58,7 +65,13 @@ export interface DesiredStatesOptions {
   readonly maxEtags?: number;
 }
 
-/** Watches of one device at most: the oldest, whose client is presumably gone, gives way. */
+/** Who watches: the device itself, or somebody who may read it. */
+export type Watcher = "device" | "bystander";
+
+/**
+ * Watches of one device at most, its own and those of bystanders each: the oldest, whose client is presumably gone, gives
+ * way.
+ */
 export const maxWatchesOfDevice = 4;
 
 const resolveTimeoutMs = 10_000;
@@ -76,6 +89,7 @@ const lastRetryMs = 5_000;
 interface Watch {
   readonly orgId: string;
   readonly deviceId: string;
+  readonly watcher: Watcher;
   waiting: Resolution | undefined;
   /** The moment of the newest resolution that arrived: one that was begun before it does not count any more. */
   moment: number;
@@ -237,14 +251,14 @@ export function openDesiredStates(options: DesiredStatesOptions): DesiredStates 
   }, reconcileMs);
   reconcileTimer.unref();
 
-  const open = (orgId: string, deviceId: string): Watch => {
+  const open = (orgId: string, deviceId: string, watcher: Watcher): Watch => {
     if (openWatches >= maxWatches) {
       throw fail(Reason.OVERLOADED, "too many devices watch at once", {}, { retryAfterMs: 5000 });
     }
-    const watch: Watch = { orgId, deviceId, waiting: undefined, moment: 0, ended: stopped, wake: () => {} };
+    const watch: Watch = { orgId, deviceId, watcher, waiting: undefined, moment: 0, ended: stopped, wake: () => {} };
     const ofOrg = watches.get(orgId) ?? new Map<string, Watch[]>();
     const ofDevice = [...(ofOrg.get(deviceId) ?? []), watch];
-    for (const oldest of ofDevice.slice(0, -maxWatchesOfDevice)) {
+    for (const oldest of ofDevice.filter((each) => each.watcher === watcher).slice(0, -maxWatchesOfDevice)) {
       oldest.ended = true;
       oldest.wake();
     }
@@ -276,8 +290,8 @@ export function openDesiredStates(options: DesiredStatesOptions): DesiredStates 
       return resolution.active ? resolution.state.etag : "";
     },
 
-    async *watch(orgId, deviceId, heldEtag, signal) {
-      const watch = open(orgId, deviceId);
+    async *watch(orgId, deviceId, heldEtag, signal, watcher = "device") {
+      const watch = open(orgId, deviceId, watcher);
       const onAbort = (): void => {
         watch.ended = true;
         watch.wake();

@@ -4,6 +4,7 @@ import type { Database } from "@octomesh/mesh/database";
 import type { GroupCommit } from "@octomesh/mesh/group-commit";
 import type { Pager } from "@octomesh/mesh/paging";
 import type { Runtime } from "@octomesh/mesh/service";
+import type { Turns } from "@octomesh/mesh/turns";
 import type { DeviceCredentialService } from "@octomesh/proto/octomesh/identity/v1/device_credential_service_pb";
 import type { DesiredStates } from "./desired-states.ts";
 import type { ManifestKeys } from "./manifest-keys.ts";
@@ -19,6 +20,8 @@ export interface ServiceContext {
   readonly store: Store;
   readonly clock: Clock;
   readonly pager: Pager;
+  /** Turns of reads that may take long, so that they leave the database to what devices report. */
+  readonly reads: Turns;
   readonly desiredStates: DesiredStates;
   readonly manifestKeys: ManifestKeys;
   readonly heartbeats: GroupCommit<Heartbeat, StoredState | undefined>;

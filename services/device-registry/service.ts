@@ -5,6 +5,7 @@ import { holdLease } from "@octomesh/mesh/lease";
 import { openOutbox } from "@octomesh/mesh/outbox";
 import { createPager } from "@octomesh/mesh/paging";
 import type { CreateService, Runtime } from "@octomesh/mesh/service";
+import { createTurns } from "@octomesh/mesh/turns";
 import { DeviceGroupService } from "@octomesh/proto/octomesh/device/v1/device_group_service_pb";
 import { DeviceService } from "@octomesh/proto/octomesh/device/v1/device_service_pb";
 import { DeviceCredentialService } from "@octomesh/proto/octomesh/identity/v1/device_credential_service_pb";
@@ -29,6 +30,8 @@ import type { ServiceContext } from "./service-context.ts";
 import { openStore } from "./store.ts";
 import type { DeviceRegistryTables } from "./tables.ts";
 
+/** Lists and counts under way at a time, of the pool's eight connections. */
+const readLimits = { total: 4, perOwner: 2, maxWaiting: 32 };
 const housekeepingMs = 600_000;
 /** Device changes are followed by processes that are up: one that was away longer reads everything anew. */
 const outboxLifetimeMs = 3_600_000;
@@ -59,6 +62,7 @@ export const createService: CreateService = async (runtime) => {
     store,
     clock,
     pager: createPager(runtime.masterKey.derive("device-registry/page-tokens")),
+    reads: createTurns(readLimits),
     desiredStates,
     manifestKeys: openManifestKeys(runtime.client(ModelVersionService), clock),
     heartbeats: groupCommit({

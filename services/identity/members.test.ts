@@ -6,6 +6,7 @@ import { OrganizationService } from "@octomesh/proto/octomesh/identity/v1/organi
 import type { Session } from "@octomesh/proto/octomesh/identity/v1/session_pb";
 import { SessionService } from "@octomesh/proto/octomesh/identity/v1/session_service_pb";
 import { Role } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
+import { sql } from "kysely";
 import { beforeEach, describe, expect, it } from "vitest";
 import { invitationMs, sessionRefreshMs } from "./lifetimes.ts";
 import { refreshGraceMs } from "./refresh.ts";
@@ -148,6 +149,20 @@ describe("RemoveMember", () => {
       tx.selectFrom("members").select("id").where("email", "=", email).execute(),
     );
     expect(rows).toEqual([]);
+  });
+
+  it("forgets the address in answers that are kept for repetitions, and repeats no invitation", async () => {
+    const wish = { email: "once.invited@example.com", role: Role.MEMBER, requestId: "invite-1" };
+    const { id } = await members.addMember(wish);
+    await members.removeMember({ id });
+    const { rows } = await identity.database.ingest([acme.orgId], (tx) =>
+      sql`select request_id from idempotency where position(convert_to(${wish.email}, 'UTF8') in answer) > 0`.execute(
+        tx,
+      ),
+    );
+    expect(rows).toEqual([]);
+    expect(await members.addMember(wish)).toMatchObject({ id: "", email: "", invitationCode: "" });
+    expect(await refusalOf(members.getMember({ id: wish.email }))).toBe(Reason.RESOURCE_NOT_FOUND);
   });
 });
 

@@ -79,6 +79,19 @@ it("verifies bytes of which a part came to a process that is gone", async () => 
   }
 });
 
+it("does not take another process's bytes for those that it has seen in the same place", async () => {
+  const orgId = newId("org");
+  const bytes = randomBytes(1000);
+  const forged = randomBytes(400);
+  const [one, other] = [processOf(), processOf()];
+  const { upload } = await beginUpload(one, call(orgId), announce(bytes));
+  await appendChunk(one, call(orgId), upload.id, 0, bytes.subarray(0, 400));
+  const wrong = appendChunk(other, call(orgId), upload.id, 400, randomBytes(600));
+  expect(await refused(wrong)).toBe("DIGEST_MISMATCH");
+  await appendChunk(other, call(orgId), upload.id, 0, forged);
+  expect(await refused(appendChunk(one, call(orgId), upload.id, 400, bytes.subarray(400)))).toBe("DIGEST_MISMATCH");
+});
+
 it("finishes an upload whose blob was made when the process ended before the database knew", async () => {
   const orgId = newId("org");
   const bytes = randomBytes(1000);

@@ -16,6 +16,7 @@ import {
   resetUpload,
   touchArtifact,
   type UploadRow,
+  uploadVersion,
 } from "./store/artifacts.ts";
 
 /** How large a chunk may be at most: 8 MiB. */
@@ -90,7 +91,7 @@ export async function appendChunk(
   bytes: Uint8Array,
 ): Promise<UploadRow> {
   const { orgId } = call;
-  const upload = await deps.database.write(unaudited(call), async (tx) => {
+  const { upload, version } = await deps.database.write(unaudited(call), async (tx) => {
     const nowMs = deps.clock.now();
     const row = await getUpload(tx, orgId, id, new Date(nowMs), true);
     const stored = Number(row.stored_bytes);
@@ -99,15 +100,19 @@ export async function appendChunk(
       const message = `the upload has ${row.size_bytes} bytes; ${offset} are stored, so ${bytes.length} more are too many`;
       throw fail(Reason.VALIDATION_FAILED, message, { offset: String(stored), size_bytes: String(row.size_bytes) });
     }
-    if (bytes.length === 0) return row;
+    if (bytes.length === 0) return { upload: row };
+    const before = await uploadVersion(tx, orgId, id);
     await deps.blobs.append({ orgId, uploadId: id }, offset, bytes);
-    return await advanceUpload(tx, orgId, id, {
+    const advanced = await advanceUpload(tx, orgId, id, {
       storedBytes: row.stored_bytes + BigInt(bytes.length),
       expireTime: new Date(nowMs + uploadLifetimeMs),
     });
+    return { upload: advanced, version: { before, after: await uploadVersion(tx, orgId, id) } };
   });
-  if (bytes.length > 0) deps.digests.advance(id, offset, bytes);
-  if (upload.stored_bytes === upload.size_bytes && !upload.verified) await verify(deps, call, upload);
+  if (version !== undefined) deps.digests.advance(id, offset, bytes, version);
+  if (upload.stored_bytes === upload.size_bytes && !upload.verified) {
+    await verify(deps, call, upload, version && deps.digests.finish(id, Number(upload.size_bytes)));
+  }
   return upload;
 }
 
@@ -142,12 +147,11 @@ export async function finishUpload(deps: UploadDependencies, call: Call, id: str
   return artifact;
 }
 
-async function verify(deps: UploadDependencies, call: Call, upload: UploadRow): Promise<void> {
+/** Compares the digest of a full upload, `known` if every byte came by here just now and else read, with the announced. */
+async function verify(deps: UploadDependencies, call: Call, upload: UploadRow, known?: Buffer): Promise<void> {
   const { org_id: orgId, id } = upload;
   const sizeBytes = Number(upload.size_bytes);
-  const digest =
-    deps.digests.finish(id, sizeBytes) ??
-    (await deps.blobs.digest(uploadKeyOf(upload), blobKeyOf(upload), sizeBytes, call.signal));
+  const digest = known ?? (await deps.blobs.digest(uploadKeyOf(upload), blobKeyOf(upload), sizeBytes, call.signal));
   const matches = timingSafeEqual(digest, upload.sha256);
   await deps.database.write(unaudited(call), async (tx) => {
     if (matches) {

@@ -75,7 +75,7 @@ const callAs: Interceptor = (next) => (request) => {
   return next(request);
 };
 
-function clients(deps: Partial<Parameters<typeof reportRoutes>[0]> = {}) {
+function clients(deps: Partial<Parameters<typeof reportRoutes>[0]> = {}, lists = store) {
   const transport = createRouterTransport(
     (router) => {
       router.service(TelemetryService, {
@@ -88,7 +88,7 @@ function clients(deps: Partial<Parameters<typeof reportRoutes>[0]> = {}) {
           submit: commits.submit,
           ...deps,
         }),
-        ...listRoutes({ store, clock, pageKey: new Uint8Array(32) }),
+        ...listRoutes({ store: lists, clock, pageKey: new Uint8Array(32) }),
       });
       router.service(TenantService, tenantRoutes(store));
     },
@@ -332,6 +332,28 @@ describe("lists of aggregates", () => {
       }
     });
   });
+});
+
+it("reads few aggregates of an organisation at a time, and leaves the database to reports", async () => {
+  let reading = 0;
+  let most = 0;
+  let release = (): void => undefined;
+  const held = new Promise<void>((resolve) => {
+    release = resolve;
+  });
+  const listHealth: typeof store.listHealth = async (...asked) => {
+    most = Math.max(most, ++reading);
+    await held;
+    reading--;
+    return await store.listHealth(...asked);
+  };
+  const { telemetry } = clients({}, { ...store, listHealth });
+  const lists = Array.from({ length: 40 }, () => reasonFor(telemetry.listHealthAggregates({})));
+  expect(await Promise.race(lists)).toBe(Reason.OVERLOADED);
+  release();
+  const reasons = await Promise.all(lists);
+  expect(reasons.filter((reason) => reason === undefined)).toHaveLength(34);
+  expect(most).toBe(2);
 });
 
 describe("EraseTenant", () => {

@@ -56,8 +56,10 @@ async function firstChange(
   const timer = setTimeout(end, wish.waitMs);
   call.signal.addEventListener("abort", end, { once: true });
   if (call.signal.aborted) end();
+  const { deviceId, etag } = wish;
+  const watcher = call.caller.kind === "device" ? "device" : "bystander";
   try {
-    for await (const state of desiredStates.watch(call.orgId, wish.deviceId, wish.etag, over.signal)) return state;
+    for await (const state of desiredStates.watch(call.orgId, deviceId, etag, over.signal, watcher)) return state;
     call.signal.throwIfAborted();
     return undefined;
   } catch (error) {

@@ -20,7 +20,7 @@ const listMethod = "octomesh.device.v1.DeviceGroupService/ListDeviceGroups";
 
 /** Groups of devices. */
 export function deviceGroupRoutes(context: ServiceContext): ServiceImpl<typeof DeviceGroupService> {
-  const { database, store, pager, desiredStates } = context;
+  const { database, store, pager, reads, desiredStates } = context;
   return {
     async createDeviceGroup(request, handlerContext) {
       const call = callOf(handlerContext);
@@ -51,11 +51,14 @@ export function deviceGroupRoutes(context: ServiceContext): ServiceImpl<typeof D
     },
 
     async listDeviceGroups(request, handlerContext) {
-      const { orgId } = callOf(handlerContext);
+      const { orgId, signal } = callOf(handlerContext);
       const { pageSize, pageToken } = request;
       const page: PageRequest = { method: listMethod, orgId, filter: [], pageSize, pageToken };
       const { limit, after } = pager.read(page);
-      const records = await store.deviceGroups.list(orgId, { after: positionOf(after), limit: limit + 1 });
+      const records = await reads.take(orgId, async () => {
+        signal.throwIfAborted();
+        return await store.deviceGroups.list(orgId, { after: positionOf(after), limit: limit + 1 });
+      });
       const groups = records.slice(0, limit);
       const last = groups.at(-1);
       const nextPageToken =

@@ -19,7 +19,7 @@ export function deviceRoutes(
   ServiceImpl<typeof DeviceService>,
   "getDevice" | "listDevices" | "updateDevice" | "approveDevice" | "revokeDevice" | "allowReenrolment"
 > {
-  const { store, clock, pager, credentials, delegated, desiredStates, heartbeatIntervalMs } = context;
+  const { store, clock, pager, reads, credentials, delegated, desiredStates, heartbeatIntervalMs } = context;
   const message = (record: DeviceRecord): Device => deviceMessage(record, { nowMs: clock.now(), heartbeatIntervalMs });
 
   return {
@@ -33,18 +33,18 @@ export function deviceRoutes(
       assertStorable({ device_identifier: request.deviceIdentifier });
       const page = pageRequest(call.orgId, request);
       const { limit, after } = pager.read(page);
-      const records = await store.devices.list(
-        call.orgId,
-        {
-          state: storedStateOf(request.state),
-          platform: request.platform === 0 ? undefined : request.platform,
-          groupId: request.groupId || undefined,
-          presence: presenceFilterOf(request.presence),
-          deviceIdentifier: request.deviceIdentifier || undefined,
-        },
-        { after: positionOf(after), limit: limit + 1 },
-        { nowMs: clock.now(), heartbeatIntervalMs },
-      );
+      const filter = {
+        state: storedStateOf(request.state),
+        platform: request.platform === 0 ? undefined : request.platform,
+        groupId: request.groupId || undefined,
+        presence: presenceFilterOf(request.presence),
+        deviceIdentifier: request.deviceIdentifier || undefined,
+      };
+      const records = await reads.take(call.orgId, async () => {
+        call.signal.throwIfAborted();
+        const presence = { nowMs: clock.now(), heartbeatIntervalMs };
+        return await store.devices.list(call.orgId, filter, { after: positionOf(after), limit: limit + 1 }, presence);
+      });
       const devices = records.slice(0, limit);
       const last = devices.at(-1);
       const nextPageToken =

@@ -12,7 +12,7 @@ import { assertStorable } from "../store/database-text.ts";
 export function observedStateRoutes(
   context: ServiceContext,
 ): Pick<ServiceImpl<typeof DeviceService>, "reportObservedState" | "getObservedState" | "countObservedVersions"> {
-  const { store, clock, reports } = context;
+  const { store, clock, reads, reports } = context;
   return {
     async reportObservedState(request, handlerContext) {
       const { orgId } = callOf(handlerContext);
@@ -49,8 +49,11 @@ export function observedStateRoutes(
     },
 
     async countObservedVersions(request, handlerContext) {
-      const { orgId } = callOf(handlerContext);
-      const counts = await store.observedStates.countVersions(orgId, request.modelId);
+      const { orgId, signal } = callOf(handlerContext);
+      const counts = await reads.take(orgId, async () => {
+        signal.throwIfAborted();
+        return await store.observedStates.countVersions(orgId, request.modelId);
+      });
       return { counts: counts.map((count) => ({ ...count })) };
     },
   };

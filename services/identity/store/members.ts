@@ -1,5 +1,5 @@
 import { Member_State } from "@octomesh/proto/octomesh/identity/v1/member_pb";
-import type { Insertable, Selectable } from "kysely";
+import { type Insertable, type Selectable, sql } from "kysely";
 import type { IdentityTransaction, MemberTable } from "../schema.ts";
 
 /** A stored member. */
@@ -89,9 +89,15 @@ export async function acceptInvitation(
     .executeTakeFirst();
 }
 
-/** Deletes a member's row, the e-mail address with it. */
+/**
+ * Deletes a member's row, and the e-mail address with it: also from answers that are kept for repetitions, which then
+ * answer nothing.
+ */
 export async function deleteMember(tx: IdentityTransaction, orgId: string, id: string): Promise<void> {
   await tx.deleteFrom("members").where("org_id", "=", orgId).where("id", "=", id).execute();
+  await sql`update idempotency set answer = ''
+    where org_id = ${orgId} and method = 'octomesh.identity.v1.MemberService/AddMember'
+      and position(convert_to(${id}, 'UTF8') in answer) > 0`.execute(tx);
 }
 
 /** The organisation of an invitation, by the digest of its code; role system. */

@@ -139,6 +139,17 @@ export async function getUpload(tx: Tx, orgId: string, id: string, now: Date, lo
   return row;
 }
 
+/** The version of an upload's row: another one after every change, whoever made it. */
+export async function uploadVersion(tx: Tx, orgId: string, id: string): Promise<string> {
+  const { version } = await tx
+    .selectFrom("artifact_uploads")
+    .select(sql<string>`xmin::text`.as("version"))
+    .where("org_id", "=", orgId)
+    .where("id", "=", id)
+    .executeTakeFirstOrThrow();
+  return version;
+}
+
 /** Notes how far an upload has come. */
 export async function advanceUpload(
   tx: Tx,

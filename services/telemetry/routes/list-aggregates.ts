@@ -4,6 +4,7 @@ import type { HandlerContext, ServiceImpl } from "@connectrpc/connect";
 import { callOf } from "@octomesh/mesh/call-context";
 import type { Clock } from "@octomesh/mesh/clock";
 import { createPager, type PageRequest, type Pager } from "@octomesh/mesh/paging";
+import { createTurns, type Turns } from "@octomesh/mesh/turns";
 import type { AggregateKeySchema } from "@octomesh/proto/octomesh/telemetry/v1/health_report_pb";
 import type { AggregateFilter, TelemetryService } from "@octomesh/proto/octomesh/telemetry/v1/telemetry_service_pb";
 import { type AggregateQuery, aggregateQueryOf } from "../aggregate-query.ts";
@@ -18,6 +19,9 @@ export interface ListDeps {
   readonly pageKey: Uint8Array;
 }
 
+/** Aggregates that are being read at a time: reads of much must not take every connection from what devices report. */
+const readLimits = { total: 4, perOwner: 2, maxWaiting: 32 };
+
 type ListMethods =
   | "listHealthAggregates"
   | "listLatencyAggregates"
@@ -27,12 +31,11 @@ type ListMethods =
 /** Answers questions about what devices reported. */
 export function listRoutes(deps: ListDeps): Pick<ServiceImpl<typeof TelemetryService>, ListMethods> {
   const { store } = deps;
-  const pager = createPager(deps.pageKey);
+  const tools = { clock: deps.clock, pager: createPager(deps.pageKey), turns: createTurns(readLimits) };
   return {
     async listHealthAggregates(request, context) {
       const { rows, query, nextPageToken } = await listPage(request, context, {
-        ...deps,
-        pager,
+        ...tools,
         read: store.listHealth,
       });
       const aggregates = rows.map((row) => ({
@@ -50,8 +53,7 @@ export function listRoutes(deps: ListDeps): Pick<ServiceImpl<typeof TelemetrySer
 
     async listLatencyAggregates(request, context) {
       const { rows, query, nextPageToken } = await listPage(request, context, {
-        ...deps,
-        pager,
+        ...tools,
         read: store.listLatency,
       });
       const aggregates = rows.map((row) => {
@@ -73,8 +75,7 @@ export function listRoutes(deps: ListDeps): Pick<ServiceImpl<typeof TelemetrySer
 
     async listQualityAggregates(request, context) {
       const { rows, query, nextPageToken } = await listPage(request, context, {
-        ...deps,
-        pager,
+        ...tools,
         read: store.listQuality,
       });
       const aggregates = rows.map((row) => ({
@@ -91,8 +92,7 @@ export function listRoutes(deps: ListDeps): Pick<ServiceImpl<typeof TelemetrySer
 
     async listRolloutProgressAggregates(request, context) {
       const { rows, query, nextPageToken } = await listPage(request, context, {
-        ...deps,
-        pager,
+        ...tools,
         read: store.listProgress,
       });
       const aggregates = rows.map((row) => ({
@@ -116,6 +116,7 @@ interface ListRequest {
 interface ListTools<R> {
   readonly clock: Clock;
   readonly pager: Pager;
+  readonly turns: Turns;
   read(orgId: string, query: AggregateQuery, page: AggregatePage): Promise<R[]>;
 }
 
@@ -123,9 +124,9 @@ interface ListTools<R> {
 async function listPage<R extends AggregateRow>(
   request: ListRequest,
   context: HandlerContext,
-  { clock, pager, read }: ListTools<R>,
+  { clock, pager, turns, read }: ListTools<R>,
 ): Promise<{ rows: R[]; query: AggregateQuery; nextPageToken: string }> {
-  const { orgId } = callOf(context);
+  const { orgId, signal } = callOf(context);
   const { filter, pageSize, pageToken } = request;
   const asked = aggregateQueryOf(filter, clock.now());
   const page: PageRequest = {
@@ -146,7 +147,10 @@ async function listPage<R extends AggregateRow>(
   const { limit, after: place } = pager.read(page);
   const [startMs, endMs, ...after] = place ?? [];
   const query = place === undefined ? asked : { ...asked, startMs: Number(startMs), endMs: Number(endMs) };
-  const rows = await read(orgId, query, { limit: limit + 1, after: place === undefined ? undefined : after });
+  const rows = await turns.take(orgId, async () => {
+    signal.throwIfAborted();
+    return await read(orgId, query, { limit: limit + 1, after: place === undefined ? undefined : after });
+  });
   const hasMore = rows.length > limit;
   if (hasMore) rows.pop();
   const last = rows.at(-1);
