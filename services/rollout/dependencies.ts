@@ -7,6 +7,7 @@ import type { Logger } from "pino";
 import type { BlobStore } from "./blob-store.ts";
 import type { DefinitionWatchers } from "./definition-watchers.ts";
 import type { Definitions } from "./definitions.ts";
+import type { DemandGroups } from "./demand-groups.ts";
 import type { Tables } from "./store/tables.ts";
 import type { UploadDigests } from "./upload-digests.ts";
 
@@ -24,6 +25,8 @@ export interface Dependencies {
   readonly grantKey: Buffer;
   /** How long a device without a stream waits before it asks again. */
   readonly pollIntervalMs: number;
+  /** Refuses groups that are not the calling organisation's. */
+  readonly demandGroups: DemandGroups;
   readonly clock: Clock;
   readonly log: Logger;
 }

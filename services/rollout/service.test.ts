@@ -5,11 +5,13 @@ import { fromBinary } from "@bufbuild/protobuf";
 import { type Client, createClient, type Interceptor } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-node";
 import { bucketOf } from "@octomesh/mesh/bucket";
+import { callOf } from "@octomesh/mesh/call-context";
 import { createSiblingClients } from "@octomesh/mesh/client";
-import { nameOfReason, Reason, reasonOf } from "@octomesh/mesh/errors";
+import { fail, nameOfReason, Reason, reasonOf } from "@octomesh/mesh/errors";
 import { newId } from "@octomesh/mesh/ids";
 import type { Runtime } from "@octomesh/mesh/service";
 import { defaultTrustDomain, openDevelopmentAuthority } from "@octomesh/mesh/tls";
+import { DeviceGroupService } from "@octomesh/proto/octomesh/device/v1/device_group_service_pb";
 import { WatchRevocationsResponse_Revocation_Subject as Subject } from "@octomesh/proto/octomesh/identity/v1/credential_service_pb";
 import { type Artifact, ArtifactUploadSchema } from "@octomesh/proto/octomesh/model/v1/artifact_pb";
 import { ArtifactService } from "@octomesh/proto/octomesh/model/v1/artifact_service_pb";
@@ -43,6 +45,8 @@ let deviceRegistry: Runtime | undefined;
 let key = "";
 let session = "";
 let foreignKey = "";
+/** The device registry's groups, and whose they are. */
+const groups = new Map<string, string>();
 
 beforeAll(async () => {
   mesh = await startTestMesh({
@@ -50,7 +54,20 @@ beforeAll(async () => {
       rollout: createService,
       "device-registry": async (runtime) => {
         deviceRegistry = runtime;
-        return { http: [], routes() {}, start: async () => undefined, stop: async () => undefined };
+        return {
+          http: [],
+          routes(router) {
+            router.service(DeviceGroupService, {
+              getDeviceGroup({ id }, context) {
+                if (groups.get(id) !== callOf(context).orgId)
+                  throw fail(Reason.RESOURCE_NOT_FOUND, "no such group", {});
+                return { id };
+              },
+            });
+          },
+          start: async () => undefined,
+          stop: async () => undefined,
+        };
       },
     },
     environment: { OCTOMESH_ROLLOUT_DATABASE_URL: database.url },
@@ -553,12 +570,29 @@ describe("rollouts", () => {
     await publish(model.id, "1.0.0");
     const { rollouts } = clients(key);
     const group = newId("grp");
+    groups.set(group, orgId);
     const make = (groupIds: string[]) =>
       rollouts.createRollout({ modelId: model.id, version: "1.0.0", plan: single(1000), target: { groupIds } });
     const drafts = await Promise.all([make([]), make([]), make([]), make([group])]);
     const starts = await Promise.all(drafts.slice(0, 3).map((each) => refused(rollouts.startRollout({ id: each.id }))));
     expect(starts.sort()).toEqual(["ROLLOUT_CONFLICT", "ROLLOUT_CONFLICT", "not refused"]);
     expect(await refused(rollouts.startRollout({ id: drafts[3]?.id ?? "" }))).toBe("not refused");
+  });
+
+  it("are not made for a group of another organisation, or of nobody", async () => {
+    const model = await newModel();
+    await publish(model.id, "1.0.0");
+    const foreign = newId("grp");
+    groups.set(foreign, newId("org"));
+    for (const group of [foreign, newId("grp")]) {
+      const made = clients(key).rollouts.createRollout({
+        modelId: model.id,
+        version: "1.0.0",
+        plan: single(1000),
+        target: { groupIds: [group] },
+      });
+      expect(await refused(made)).toBe("RESOURCE_NOT_FOUND");
+    }
   });
 
   it("refuse a plan that does not grow or has no stage", async () => {

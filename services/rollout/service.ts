@@ -5,6 +5,7 @@ import { holdLease, type Lease } from "@octomesh/mesh/lease";
 import { openOutbox } from "@octomesh/mesh/outbox";
 import { createPager } from "@octomesh/mesh/paging";
 import type { CreateService, Runtime } from "@octomesh/mesh/service";
+import { DeviceGroupService } from "@octomesh/proto/octomesh/device/v1/device_group_service_pb";
 import { ArtifactService } from "@octomesh/proto/octomesh/model/v1/artifact_service_pb";
 import { ModelService } from "@octomesh/proto/octomesh/model/v1/model_service_pb";
 import { ModelVersionService } from "@octomesh/proto/octomesh/model/v1/model_version_service_pb";
@@ -14,6 +15,7 @@ import { TenantService } from "@octomesh/proto/octomesh/tenant/v1/tenant_service
 import { advanceRollouts } from "./advance-rollouts.ts";
 import { createDefinitionWatchers } from "./definition-watchers.ts";
 import { createDefinitions } from "./definitions.ts";
+import { createDemandGroups } from "./demand-groups.ts";
 import type { Dependencies } from "./dependencies.ts";
 import { openFileBlobStore } from "./file-blob-store.ts";
 import { artifactAppendRoute } from "./routes/artifact-append.ts";
@@ -89,6 +91,7 @@ async function openDependencies(runtime: Runtime): Promise<Dependencies> {
     masterKey,
     grantKey: masterKey.derive("rollout/download-grants"),
     pollIntervalMs,
+    demandGroups: createDemandGroups(runtime.client(DeviceGroupService), runtime.delegated),
     clock,
     log,
   };

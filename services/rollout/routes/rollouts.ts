@@ -43,12 +43,13 @@ export function rolloutRoutes(deps: Dependencies): ServiceImpl<typeof RolloutSer
       const problem = planProblem(plan, clock.now());
       if (problem !== undefined)
         throw fail(Reason.VALIDATION_FAILED, `${problem.field}: ${problem.message}`, { ...problem });
+      const groupIds = request.target?.groupIds ?? [];
+      await deps.demandGroups(call, groupIds);
       return await createOnce(deps, ctx, call, RolloutService.method.createRollout, request, async (tx) => {
         const nowMs = clock.now();
         const model = await getModel(tx, orgId, request.modelId);
         const version = await getModelVersion(tx, orgId, model.id, request.version);
         if (version.state !== "published") throw versionNotReady(version.version);
-        const groupIds = request.target?.groupIds ?? [];
         const prior = await priorRollout(tx, orgId, model.id, targetKeyOf(groupIds));
         const id = newId("rol", nowMs);
         const rollout = await insertRollout(
