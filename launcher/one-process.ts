@@ -1,5 +1,5 @@
 import { isLoopbackHost } from "@octomesh/mesh/cidr";
-import { listenPlain } from "@octomesh/mesh/listen";
+import { type Listener, listenPlain } from "@octomesh/mesh/listen";
 import { createLogger } from "@octomesh/mesh/log";
 import { createOrigin } from "@octomesh/mesh/origin";
 import { logLevelOf, readRuntimeConfig } from "@octomesh/mesh/runtime-config";
@@ -27,7 +27,8 @@ export interface MeshAddress {
 export interface Launch {
   readonly options: LaunchOptions;
   readonly environment: Readonly<Record<string, string | undefined>>;
-  readonly postgres: PostgresUrls;
+  /** Opens the database. Called once the public port is held, so that a port in use is told before anything is made. */
+  openPostgres(): Promise<PostgresUrls>;
   readonly log: Logger;
   readonly shutdown: Shutdown;
 }
@@ -41,14 +42,16 @@ const creators: Readonly<Record<ServiceName, CreateService>> = {
   verdict: createVerdict,
 };
 
+/** How long calls under way may take to end. */
+const drainMs = 10_000;
+
 /** Starts the six services in this process, each on its own mutual-TLS port, behind one public origin. */
 export async function startInOneProcess(launch: Launch): Promise<MeshAddress> {
-  const { options, postgres, shutdown } = launch;
+  const { options, shutdown } = launch;
   const meshPorts = new Map<ServiceName, number>();
   const environment = serviceEnvironment(launch, publicUrlOf(launch));
   const level = logLevelOf(environment);
   const services: RunningService[] = [];
-  // The origin listens first: a port in use is told before anything else was started.
   let origin: ReturnType<typeof createOrigin> = (_request, response) => {
     response.statusCode = 503;
     response.end();
@@ -61,7 +64,9 @@ export async function startInOneProcess(launch: Launch): Promise<MeshAddress> {
     log: launch.log,
     handler: (request, response) => origin(request, response),
   });
-  shutdown.add("public origin", () => listener.close(10_000));
+  shutdown.add("public origin", () => listener.close(drainMs));
+  const postgres = await launch.openPostgres();
+  shutdown.add("services", () => stopInOrder(services, listener));
   if (options.port === 0 && environment.OCTOMESH_PUBLIC_URL === undefined) {
     environment.OCTOMESH_PUBLIC_URL = `http://localhost:${listener.port}`;
   }
@@ -85,7 +90,6 @@ export async function startInOneProcess(launch: Launch): Promise<MeshAddress> {
     });
     meshPorts.set(name, service.ports.mesh);
     services.push(service);
-    shutdown.add(name, () => service.stop());
     return service;
   };
   const results = await Promise.allSettled(serviceNames.map(start));
@@ -102,6 +106,18 @@ export async function startInOneProcess(launch: Launch): Promise<MeshAddress> {
       return service === undefined ? [] : [{ name, mesh: service.ports.mesh, admin: service.ports.admin }];
     }),
   };
+}
+
+/**
+ * Takes no new callers, then ends the services: those that follow others first, identity last, so that each can say
+ * good-bye to the ones it follows.
+ */
+async function stopInOrder(services: readonly RunningService[], origin: Listener): Promise<void> {
+  const drained = origin.close(drainMs);
+  const followed: readonly ServiceName[] = ["rollout", "identity"];
+  await Promise.all(services.filter(({ name }) => !followed.includes(name)).map((service) => service.stop()));
+  for (const name of followed) await services.find((service) => service.name === name)?.stop();
+  await drained;
 }
 
 /** Where users reach the mesh: what is configured, else the origin's port on this machine. */

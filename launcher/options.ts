@@ -40,7 +40,8 @@ export function readLaunchOptions(
   });
   const port = values.port ?? environment.OCTOMESH_PUBLIC_PORT ?? "8080";
   if (!/^\d{1,5}$/.test(port) || Number(port) > 65_535) {
-    throw new Error(`--port is ${JSON.stringify(port.slice(0, 20))}: a port from 0 to 65535 is expected`);
+    const source = values.port === undefined ? "OCTOMESH_PUBLIC_PORT" : "--port";
+    throw new Error(`${source} is ${JSON.stringify(port.slice(0, 20))}: a port from 0 to 65535 is expected`);
   }
   return {
     processes: values.processes,

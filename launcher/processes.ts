@@ -15,7 +15,7 @@ const stopTimeoutMs = 15_000;
 
 /** Starts one process for each service, and a forwarder that is the one public origin (development only). */
 export async function startProcesses(launch: Launch): Promise<MeshAddress> {
-  const { options, postgres, shutdown, log } = launch;
+  const { options, shutdown, log } = launch;
   const ports = new Map<ServiceName, ReturnType<typeof portsOf>>();
   for (const name of serviceNames) {
     ports.set(
@@ -37,6 +37,7 @@ export async function startProcesses(launch: Launch): Promise<MeshAddress> {
     handler: forwarder.handle,
   });
   shutdown.add("public origin", () => listener.close(10_000));
+  const postgres = await launch.openPostgres();
   const publicUrl = publicUrlOf(launch) ?? `http://localhost:${listener.port}`;
 
   const environment = serviceEnvironment(launch, publicUrl);
@@ -57,10 +58,10 @@ export async function startProcesses(launch: Launch): Promise<MeshAddress> {
   }
   const children = new Map<ServiceName, ChildProcess>();
   shutdown.add("services", async () => {
-    // Identity last: the others say good-bye to it, so that no revoke waits for them.
-    const identity = children.get("identity");
-    await Promise.all([...children.values()].filter((child) => child !== identity).map(stop));
-    if (identity !== undefined) await stop(identity);
+    // As in one process: those that follow others first, identity last.
+    const followed = [children.get("rollout"), children.get("identity")];
+    await Promise.all([...children.values()].filter((child) => !followed.includes(child)).map(stop));
+    for (const child of followed) if (child !== undefined) await stop(child);
   });
   await sweepBundles();
   const outdir = fileURLToPath(new URL(`services-${process.pid}`, cache));

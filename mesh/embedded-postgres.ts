@@ -22,6 +22,7 @@ import {
   rename,
   rm,
   stat,
+  statfs,
   symlink,
   writeFile,
 } from "node:fs/promises";
@@ -229,7 +230,7 @@ export async function startEmbeddedPostgres(options: EmbeddedPostgresOptions): P
         await pause(200);
         continue;
       }
-      throw startError(tail, join(stateDir, "logs", "postgres.log"), port);
+      throw await startError(tail, join(stateDir, "logs", "postgres.log"), port);
     }
   }
 }
@@ -616,9 +617,18 @@ async function logTail(stateDir: string): Promise<string> {
   return content.slice(-2000);
 }
 
-function startError(tail: string, logFile: string, port: number): Error {
+/** A server starts with a segment of its log at least: less room than that is none. */
+const leastFreeBytes = 16 * 1024 * 1024;
+
+async function startError(tail: string, logFile: string, port: number): Promise<Error> {
   const last = tail.trim().split("\n").slice(-3).join(" / ");
-  if (/No space left on device/i.test(last)) return new Error("the embedded PostgreSQL cannot start: the disk is full");
+  // On a full disk the server cannot write down why it ends either.
+  const isFull = await statfs(dirname(logFile)).then(
+    ({ bavail, bsize }) => bavail * bsize < leastFreeBytes,
+    () => false,
+  );
+  if (isFull || /No space left on device/i.test(last))
+    return new Error("the embedded PostgreSQL cannot start: the disk is full");
   if (/password authentication failed/.test(last)) {
     return new Error(
       "the embedded PostgreSQL does not accept the password in secrets/postgres.json: restore the file that belongs to this data",

@@ -66,6 +66,16 @@ describe("what was thrown", () => {
 });
 
 describe("a sibling's refusal", () => {
+  test("for want of room or time passes, since it is the mesh's condition and the caller may try again", () => {
+    const full = fail(Reason.STORAGE_FULL, "the database's disk is full: nothing was stored");
+    expect(present(fromSibling(full, false))).toEqual([
+      Code.ResourceExhausted,
+      Reason.STORAGE_FULL,
+      "the database's disk is full: nothing was stored",
+    ]);
+    expect(logged).toEqual([]);
+  });
+
   test("of this service is a fault of ours", () => {
     expect(present(fromSibling(fail(Reason.SCOPE_MISSING, "not for you"), false))).toEqual(internal);
     for (const reason of [Reason.PEER_NOT_ALLOWED, Reason.CALLER_KIND_NOT_ALLOWED]) {

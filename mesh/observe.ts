@@ -154,6 +154,9 @@ function gone(): ConnectError {
 /** Refusals of the calling service by a sibling: a fault between services, whoever the call was made for. */
 const refusalsOfPeers: readonly (Reason | undefined)[] = [Reason.PEER_NOT_ALLOWED, Reason.CALLER_KIND_NOT_ALLOWED];
 
+/** What a sibling says of its own condition, which is nobody's fault and passes: the caller may try again. */
+const conditionsOfSiblings: readonly Reason[] = [Reason.STORAGE_FULL, Reason.OVERLOADED, Reason.TRANSACTION_CONFLICT];
+
 /** Codes of errors that nobody chose: what they say is for the log. */
 const codesOfFaults: readonly Code[] = [Code.Unknown, Code.Internal, Code.DataLoss];
 
@@ -175,6 +178,9 @@ export function presentable(thrown: unknown, log: Logger, method: string, reques
           { retryAfterMs: 1000, cause: error },
         );
       }
+    }
+    if (downstream !== undefined && reason !== undefined && conditionsOfSiblings.includes(reason)) {
+      return fail(reason, error.rawMessage, { service: downstream.service }, { retryAfterMs: 1000, cause: error });
     }
     const isFaultBetweenUs =
       downstream !== undefined && (!downstream.delegated || reason === undefined || refusalsOfPeers.includes(reason));

@@ -35,6 +35,9 @@ export interface RevocationsOptions {
   readonly staleAfterMs?: number;
 }
 
+/** About four seconds of attempts: the warning comes before what is known is stale. */
+const quietFailures = 8;
+
 interface Entry {
   readonly revokedMs: number;
   readonly forgetMs: number;
@@ -138,7 +141,9 @@ export function createRevocations(options: RevocationsOptions): Revocations {
           sweep();
         }
       } catch (error) {
-        if (!stopped.signal.aborted) log.warn({ err: error }, "revocations: stream lost");
+        // Siblings that start or stop together lose each other for a moment, which is nobody's concern.
+        const level = failures < quietFailures ? "debug" : "warn";
+        if (!stopped.signal.aborted) log[level]({ err: error }, "revocations: stream lost");
       } finally {
         stopped.signal.removeEventListener("abort", end);
       }

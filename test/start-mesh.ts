@@ -22,16 +22,21 @@ export async function startMesh(environment: Record<string, string> = {}): Promi
   const shutdown = createShutdown(log);
   shutdown.add("state", () => rm(stateDir, { recursive: true, force: true }));
   try {
-    const postgres = await startEmbeddedPostgres({ stateDir, log, unsafeFast: true });
-    shutdown.add("postgres", () => postgres.stop());
+    let adminUrl = "";
+    const openPostgres = async () => {
+      const postgres = await startEmbeddedPostgres({ stateDir, log, unsafeFast: true });
+      shutdown.add("postgres", () => postgres.stop());
+      adminUrl = postgres.adminUrl;
+      return postgres;
+    };
     const address = await startInOneProcess({
       options: { processes: false, stateDir, port: 0, host: "127.0.0.1", ephemeralPorts: true, help: false },
       environment: { OCTOMESH_LOG_LEVEL: "silent", ...environment },
-      postgres,
+      openPostgres,
       log,
       shutdown,
     });
-    return { ...address, stateDir, adminUrl: postgres.adminUrl, stop: () => shutdown.run("the test ended") };
+    return { ...address, stateDir, adminUrl, stop: () => shutdown.run("the test ended") };
   } catch (error) {
     await shutdown.run("the start failed");
     throw error;

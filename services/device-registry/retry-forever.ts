@@ -15,7 +15,7 @@ export interface RetryForeverOptions {
   readonly lastMs?: number;
 }
 
-const quietFailures = 4;
+const quietFailures = 6;
 
 /** Repeats work that should never end, with growing, jittered pauses while it fails. Resolves when the signal aborts. */
 export async function retryForever(options: RetryForeverOptions): Promise<void> {

@@ -15,6 +15,9 @@ export interface FollowOptions {
   readonly maxPauseMs?: number;
 }
 
+/** About four seconds of attempts. */
+const quietFailures = 8;
+
 /**
  * Follows the rollout service's definitions until the signal aborts: resumes from the last cursor after a break, with
  * growing pauses, and from the beginning where the cursor is no longer good. Never rejects.
@@ -33,7 +36,9 @@ export async function followDefinitions(options: FollowOptions): Promise<void> {
     } catch (error) {
       if (signal.aborted) return;
       if (reasonOf(error) === Reason.CURSOR_EXPIRED) definitions.restart();
-      log.warn({ err: error }, "the stream of rollout definitions was lost");
+      // Siblings that start or stop together lose each other for a moment, which is nobody's concern.
+      const level = failures < quietFailures ? "debug" : "warn";
+      log[level]({ err: error }, "the stream of rollout definitions was lost");
     }
     failures += 1;
     await pause(Math.min(maxPauseMs, 25 * 2 ** Math.min(failures, 8)) * (0.5 + Math.random() / 2), signal);
