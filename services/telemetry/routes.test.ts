@@ -80,6 +80,7 @@ function clients(deps: Partial<Parameters<typeof reportRoutes>[0]> = {}, lists =
     (router) => {
       router.service(TelemetryService, {
         ...reportRoutes({
+          activeDevices: { demand: async () => undefined },
           definitions,
           unknownSubjects: createUnknownSubjects(),
           window,

@@ -5,6 +5,8 @@ import { newId } from "@octomesh/mesh/ids";
 import type { CreateService } from "@octomesh/mesh/service";
 import { openTestDatabase } from "@octomesh/mesh/test/database-fixture";
 import { startTestMesh } from "@octomesh/mesh/test/mesh-fixture";
+import { Device_State as DeviceState } from "@octomesh/proto/octomesh/device/v1/device_pb";
+import { DeviceService } from "@octomesh/proto/octomesh/device/v1/device_service_pb";
 import { CallerKind, Scope } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { AssignmentService } from "@octomesh/proto/octomesh/rollout/v1/assignment_service_pb";
 import { Rollout_State as State } from "@octomesh/proto/octomesh/rollout/v1/rollout_pb";
@@ -18,6 +20,7 @@ const { url } = await openTestDatabase<TelemetrySchema>({ service: "telemetry", 
 
 const orgId = newId("org");
 const [deviceId, modelId, versionId, rolloutId] = [newId("dev"), newId("mdl"), newId("mvr"), newId("rol")];
+const waitingId = newId("dev");
 
 /** A rollout service with one rollout, to everybody. */
 const createRollout: CreateService = async () => ({
@@ -36,8 +39,20 @@ const createRollout: CreateService = async () => ({
   },
 });
 
+/** A device registry in which one device awaits approval. */
+const createRegistry: CreateService = async () => ({
+  http: [],
+  start: async () => undefined,
+  stop: async () => undefined,
+  routes(router) {
+    router.service(DeviceService, {
+      getDevice: ({ id }) => ({ id, state: id === waitingId ? DeviceState.AWAITING_APPROVAL : DeviceState.ACTIVE }),
+    });
+  },
+});
+
 const mesh = await startTestMesh({
-  services: { rollout: createRollout, telemetry: createService },
+  services: { rollout: createRollout, telemetry: createService, "device-registry": createRegistry },
   environment: { OCTOMESH_TELEMETRY_DATABASE_URL: url },
 });
 afterAll(() => mesh.stop());
@@ -131,6 +146,12 @@ describe("telemetry, over its own listeners", () => {
     const response = await call();
     expect(response.status).toBe(status);
     await response.text();
+  });
+
+  it("takes nothing of a device that awaits approval", async () => {
+    const token = await mesh.identity.sign({ kind: "device", orgId, id: waitingId });
+    const path = `/api/v1/devices/${waitingId}/telemetry`;
+    expect(await answerOf(report(batch(1), path, token))).toMatchObject([403, { code: "DEVICE_NOT_ACTIVE" }]);
   });
 
   it("names the JSON key that the contract does not know, and where it stands", async () => {

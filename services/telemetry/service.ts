@@ -3,9 +3,11 @@ import { duration, integer, readEnvironment } from "@octomesh/mesh/config";
 import { groupCommit } from "@octomesh/mesh/group-commit";
 import { holdLease } from "@octomesh/mesh/lease";
 import type { CreateService } from "@octomesh/mesh/service";
+import { DeviceService } from "@octomesh/proto/octomesh/device/v1/device_service_pb";
 import { AssignmentService } from "@octomesh/proto/octomesh/rollout/v1/assignment_service_pb";
 import { TelemetryService } from "@octomesh/proto/octomesh/telemetry/v1/telemetry_service_pb";
 import { TenantService } from "@octomesh/proto/octomesh/tenant/v1/tenant_service_pb";
+import { createActiveDevices } from "./active-devices.ts";
 import { followDefinitions } from "./definitions-follower.ts";
 import { defaultMeasureWindow } from "./measure-window.ts";
 import { createTelemetryMetrics } from "./metrics.ts";
@@ -38,6 +40,11 @@ export const createService: CreateService = async (runtime) => {
     maxPending: 2048,
     flush: (batches) => store.storeBatches(batches),
   });
+  const activeDevices = createActiveDevices({
+    client: runtime.client(DeviceService),
+    delegated: (call) => runtime.delegated(call),
+    clock,
+  });
   const stopping = new AbortController();
   let loops: Promise<unknown> = Promise.resolve();
 
@@ -54,7 +61,15 @@ export const createService: CreateService = async (runtime) => {
   return {
     routes(router) {
       router.service(TelemetryService, {
-        ...reportRoutes({ definitions, unknownSubjects, window, clock, metrics, submit: commits.submit }),
+        ...reportRoutes({
+          activeDevices,
+          definitions,
+          unknownSubjects,
+          window,
+          clock,
+          metrics,
+          submit: commits.submit,
+        }),
         ...listRoutes({ store, clock, pageKey: runtime.masterKey.derive("telemetry/pages") }),
       });
       router.service(TenantService, tenantRoutes(store));

@@ -3,6 +3,7 @@ import { callOf } from "@octomesh/mesh/call-context";
 import type { Clock } from "@octomesh/mesh/clock";
 import { fail, Reason } from "@octomesh/mesh/errors";
 import type { TelemetryService } from "@octomesh/proto/octomesh/telemetry/v1/telemetry_service_pb";
+import type { ActiveDevices } from "../active-devices.ts";
 import { checkBatch } from "../batch-check.ts";
 import { placeReport, type Subject } from "../cohort.ts";
 import type { MeasureWindow } from "../measure-window.ts";
@@ -14,6 +15,7 @@ import type { UnknownSubjects } from "../unknown-subjects.ts";
 
 /** What taking reports needs. */
 export interface ReportDeps {
+  readonly activeDevices: ActiveDevices;
   readonly definitions: RolloutDefinitions;
   readonly unknownSubjects: UnknownSubjects;
   readonly window: MeasureWindow;
@@ -25,10 +27,12 @@ export interface ReportDeps {
 
 /** Takes batches of reports, each once. */
 export function reportRoutes(deps: ReportDeps): Pick<ServiceImpl<typeof TelemetryService>, "reportTelemetry"> {
-  const { definitions, unknownSubjects, window, clock, metrics } = deps;
+  const { activeDevices, definitions, unknownSubjects, window, clock, metrics } = deps;
   return {
     async reportTelemetry(request, context) {
-      const { orgId, caller } = callOf(context);
+      const call = callOf(context);
+      const { orgId, caller } = call;
+      await activeDevices.demand(call);
       if (!definitions.caughtUp) {
         throw fail(
           Reason.DEPENDENCY_UNAVAILABLE,
