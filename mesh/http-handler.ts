@@ -150,7 +150,8 @@ async function serveRest(
       throw fail(Reason.REQUEST_MALFORMED, "the path is not well encoded", {});
     }
     if (match === undefined) {
-      respond(response, 405, { allow: verbs.join(", "), "content-type": "text/plain" }, "");
+      const { headers, body } = problemOf(fail(Reason.METHOD_NOT_FOUND, "the path has no such method", {}), requestId);
+      respond(response, 405, { ...headers, allow: verbs.join(", ") }, JSON.stringify({ ...body, status: 405 }));
       return;
     }
     const route = httpRoutes.get(match.binding.method);

@@ -56,7 +56,7 @@ export function problemOf(error: ConnectError, requestId: string): Problem {
     status,
     detail: error.rawMessage,
     code: reason,
-    request_id: requestId,
+    ...(requestId === "" ? {} : { request_id: requestId }),
   };
   if (info !== undefined && Object.keys(info.metadata).length > 0) body.metadata = { ...info.metadata };
   if (retry?.retryDelay !== undefined) {

@@ -19,7 +19,12 @@ export function createDemandGroups(
       await client.getDeviceGroup({ id }, delegated(call));
     } catch (error) {
       if (!(error instanceof ConnectError) || error.code !== Code.NotFound) throw error;
-      throw fail(Reason.RESOURCE_NOT_FOUND, `there is no device group ${id}`, { group_id: id }, { cause: error });
+      throw fail(
+        Reason.RESOURCE_NOT_FOUND,
+        `there is no device group ${id}`,
+        { type: "device_group", id },
+        { cause: error },
+      );
     }
   };
   return async (call, groupIds) => {

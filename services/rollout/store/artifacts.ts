@@ -19,8 +19,7 @@ export async function getArtifact(tx: Tx, orgId: string, id: string): Promise<Ar
     .where("org_id", "=", orgId)
     .where("id", "=", id)
     .executeTakeFirst();
-  if (row === undefined)
-    throw fail(Reason.RESOURCE_NOT_FOUND, `there is no artifact ${id}`, { resource: "artifact", id });
+  if (row === undefined) throw fail(Reason.RESOURCE_NOT_FOUND, `there is no artifact ${id}`, { type: "artifact", id });
   return row;
 }
 
@@ -134,7 +133,7 @@ export async function getUpload(tx: Tx, orgId: string, id: string, now: Date, lo
     .where("expire_time", ">", now);
   const row = await (lock ? query.forUpdate() : query).executeTakeFirst();
   if (row === undefined) {
-    throw fail(Reason.RESOURCE_NOT_FOUND, `there is no upload ${id}, or it has lapsed`, { resource: "upload", id });
+    throw fail(Reason.RESOURCE_NOT_FOUND, `there is no upload ${id}, or it has lapsed`, { type: "upload", id });
   }
   return row;
 }

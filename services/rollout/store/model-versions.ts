@@ -53,7 +53,7 @@ export async function getModelVersion(
           .executeTakeFirst();
   if (row === undefined) {
     throw fail(Reason.RESOURCE_NOT_FOUND, `the model has no version ${version}`, {
-      resource: "model_version",
+      type: "model_version",
       version,
     });
   }

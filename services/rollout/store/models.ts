@@ -110,5 +110,5 @@ export function etagOf(revision: bigint): string {
 }
 
 function modelNotFound(idOrName: string) {
-  return fail(Reason.RESOURCE_NOT_FOUND, `there is no model ${idOrName}`, { resource: "model", id: idOrName });
+  return fail(Reason.RESOURCE_NOT_FOUND, `there is no model ${idOrName}`, { type: "model", id: idOrName });
 }

@@ -72,7 +72,7 @@ export async function insertRollout(tx: Tx, rollout: NewRollout, step: Step): Pr
 export async function getRollout(tx: Tx, orgId: string, id: string): Promise<Rollout> {
   const rollout = await findRollout(tx, orgId, id);
   if (rollout === undefined) {
-    throw fail(Reason.RESOURCE_NOT_FOUND, `there is no rollout ${id}`, { resource: "rollout", id });
+    throw fail(Reason.RESOURCE_NOT_FOUND, `there is no rollout ${id}`, { type: "rollout", id });
   }
   return rollout;
 }
