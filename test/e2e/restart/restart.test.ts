@@ -1,15 +1,13 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { once } from "node:events";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
-import { fileURLToPath } from "node:url";
 import { Scope } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { apiKey, bearer, createClients } from "@octomesh/sdk";
 import { afterAll, beforeAll, expect, test } from "vitest";
+import { databasePid, exitOf, isAlive, type LaunchedMesh, launch } from "../launch.ts";
 
-const root = fileURLToPath(new URL("../../../", import.meta.url));
 let stateDir: string;
 let key: string;
 const started: ChildProcess[] = [];
@@ -24,58 +22,14 @@ afterAll(async () => {
   await rm(stateDir, { recursive: true, force: true });
 });
 
-interface Mesh {
-  readonly child: ChildProcess;
-  readonly publicUrl: string;
-  readonly output: string[];
-}
-
-/** Starts the launcher itself, so that a signal reaches it and no wrapper. */
-async function start(args: string[] = []): Promise<Mesh> {
-  const child = spawn(
-    process.execPath,
-    ["--import", "tsx", "launcher/start.ts", "--state-dir", stateDir, "--port", "0", ...args],
-    {
-      cwd: root,
-      env: { ...process.env, OCTOMESH_EPHEMERAL_PORTS: "1", OCTOMESH_READY_JSON: "1" },
-      stdio: ["ignore", "pipe", "pipe"],
-    },
-  );
-  started.push(child);
-  const output: string[] = [];
-  child.stderr?.on("data", (chunk) => output.push(String(chunk)));
-  for await (const line of createInterface({ input: child.stdout as NodeJS.ReadableStream })) {
-    output.push(line);
-    if (line.startsWith("ready ")) {
-      child.stdout?.resume();
-      return { child, publicUrl: JSON.parse(line.slice(6)).publicUrl, output };
-    }
-  }
-  throw new Error(`the mesh did not start:\n${output.join("\n")}`);
-}
-
-async function exitOf(child: ChildProcess): Promise<number | null> {
-  if (child.exitCode === null && child.signalCode === null) await once(child, "exit");
-  return child.exitCode;
-}
-
-async function databasePid(): Promise<number | undefined> {
-  const text = await readFile(join(stateDir, "pg/postmaster.pid"), "utf8").catch(() => "");
-  const pid = Number(text.split("\n")[0]);
-  return Number.isInteger(pid) && pid > 1 && isAlive(pid) ? pid : undefined;
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
+async function start(args: string[] = []): Promise<LaunchedMesh> {
+  const mesh = await launch(stateDir, args);
+  started.push(mesh.child);
+  return mesh;
 }
 
 async function stopDatabase(): Promise<void> {
-  const pid = await databasePid();
+  const pid = await databasePid(stateDir);
   if (pid !== undefined) process.kill(pid, "SIGQUIT");
 }
 
@@ -100,10 +54,10 @@ test("1, 2: what was started ends with Ctrl-C, the database included", async () 
   key = (await owner.apiKeys.createApiKey({ name: "ci", scopes: [Scope.MODELS_READ, Scope.MODELS_WRITE] })).apiKey;
   await owner.models.createModel({ name: "first" });
   owner.close();
-  expect(await databasePid()).toBeDefined();
+  expect(await databasePid(stateDir)).toBeDefined();
   mesh.child.kill("SIGINT");
   expect(await exitOf(mesh.child)).toBe(0);
-  expect(await databasePid()).toBeUndefined();
+  expect(await databasePid(stateDir)).toBeUndefined();
 });
 
 test("3, 4: a second start finds the same data, and kill -9 loses nothing that was acknowledged", async () => {
@@ -114,12 +68,12 @@ test("3, 4: a second start finds the same data, and kill -9 loses nothing that w
   second.child.kill("SIGKILL");
   await exitOf(second.child);
   clients.close();
-  expect(await databasePid()).toBeDefined();
+  expect(await databasePid(stateDir)).toBeDefined();
   const third = await start();
   expect(await models(third.publicUrl)).toEqual(["first", "last-words"]);
   third.child.kill("SIGTERM");
   expect(await exitOf(third.child)).toBe(0);
-  expect(await databasePid()).toBeUndefined();
+  expect(await databasePid(stateDir)).toBeUndefined();
 });
 
 test("5: with a process for each service, one that is killed ends the mesh, and is named", async () => {
@@ -132,7 +86,7 @@ test("5: with a process for each service, one that is killed ends the mesh, and 
   expect(await exitOf(mesh.child)).toBe(1);
   expect(mesh.output.join("\n")).toContain("telemetry ended");
   for (const { pid } of pids) expect(isAlive(pid)).toBe(false);
-  expect(await databasePid()).toBeUndefined();
+  expect(await databasePid(stateDir)).toBeUndefined();
 });
 
 async function childrenOf(parent: number): Promise<{ pid: number; command: string }[]> {
