@@ -4,14 +4,14 @@ import { usageError } from "./command-error.ts";
 export type IdPrefix = "btk" | "dev" | "grp" | "key" | "mdl" | "mvr" | "rol" | "usr";
 
 const names: Readonly<Record<IdPrefix, string>> = {
-  btk: "bootstrap token",
-  dev: "device",
-  grp: "group",
-  key: "API key",
-  mdl: "model",
-  mvr: "version",
-  rol: "rollout",
-  usr: "member",
+  btk: "a bootstrap token",
+  dev: "a device",
+  grp: "a group",
+  key: "an API key",
+  mdl: "a model",
+  mvr: "a version",
+  rol: "a rollout",
+  usr: "a member",
 };
 
 /** Whether a text has the form of an id of this kind: the prefix, `_` and 26 letters and digits. */
@@ -24,7 +24,7 @@ export function checkId(prefix: IdPrefix, text: string): string {
   const trimmed = text.trim();
   if (isIdOf(prefix, trimmed)) return trimmed;
   throw usageError(
-    `"${text.slice(0, 60)}" is not the id of a ${names[prefix]}`.replace("a API", "an API"),
+    `"${text.slice(0, 60)}" is not the id of ${names[prefix]}`,
     `Give an id such as ${prefix}_…: the prefix and 26 letters and digits, as the list shows it.`,
   );
 }

@@ -16,6 +16,8 @@ export interface Connection {
   profileName: string;
   /** What calls prove themselves with. */
   kind: "session" | "api_key" | "none";
+  /** Whether the profile exists; a mesh may be named without one. */
+  hasProfile: boolean;
 }
 
 /** What decides where a command goes, and as whom. */
@@ -48,7 +50,10 @@ export async function connect(options: ConnectionOptions): Promise<Connection> {
       profile === undefined ? `there is no profile "${profileName}"` : `profile "${profileName}" is signed out`,
       {
         code: exitCode.unauthenticated,
-        hint: "Sign in: octomil login --code … --email …, or set OCTOMIL_API_KEY.",
+        hint:
+          profile === undefined
+            ? "A new mesh: octomil setup --code … --org … --email …. An invitation: octomil login --code … --email …. Or set OCTOMIL_API_KEY."
+            : "Sign in: octomil login --code … --email …, or set OCTOMIL_API_KEY.",
       },
     );
   }
@@ -60,10 +65,16 @@ export async function connect(options: ConnectionOptions): Promise<Connection> {
   }
   refusePlaintext(url, options);
   const key = environmentKey ?? profile?.api_key;
+  const hasProfile = profile !== undefined;
   if (key !== undefined) {
-    return { ...open(url, options, keyCredential(key)), profileName, kind: "api_key" };
+    return { ...open(url, options, keyCredential(key)), profileName, kind: "api_key", hasProfile };
   }
-  return { ...open(url, options, session(sessionStore(options.store, profileName))), profileName, kind: "session" };
+  return {
+    ...open(url, options, session(sessionStore(options.store, profileName))),
+    profileName,
+    kind: "session",
+    hasProfile,
+  };
 }
 
 /** Connects without a credential: for set-up and for signing in. */
@@ -72,7 +83,7 @@ export async function connectPublic(options: ConnectionOptions): Promise<Connect
   const url = chooseUrl(options, profile);
   // A set-up or invitation code is worth as much as a credential.
   refusePlaintext(url, options);
-  return { ...open(url, options, undefined), profileName, kind: "none" };
+  return { ...open(url, options, undefined), profileName, kind: "none", hasProfile: profile !== undefined };
 }
 
 /** The profile that a command works with: `--profile`, else `OCTOMIL_PROFILE`, else the current one. */

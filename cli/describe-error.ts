@@ -4,6 +4,15 @@ import { ErrorInfoSchema, RetryInfoSchema } from "@octomesh/proto/google/rpc/err
 import { CommanderError } from "commander";
 import { CommandError } from "./command-error.ts";
 import { type ExitCode, exitCode } from "./exit-code.ts";
+import { HintedError } from "./hinted-error.ts";
+
+/** Where a failure happened. */
+export interface ErrorPlace {
+  /** Public origin of the mesh that was called. */
+  url: string;
+  /** Whether a profile of this machine says so. */
+  hasProfile: boolean;
+}
 
 /** What there is to say about a failure. */
 export interface ErrorDescription {
@@ -61,8 +70,12 @@ const networkCodes = new Set([
   "UND_ERR_CONNECT_TIMEOUT",
 ]);
 
-/** Says what a thrown value means to the person or program at the command line. Never fails. */
-export function describeError(error: unknown): ErrorDescription {
+/**
+ * Says what a thrown value means to the person or program at the command line. `place` is the mesh that was called, if
+ * one was. Never fails.
+ */
+export function describeError(error: unknown, place?: ErrorPlace): ErrorDescription {
+  if (error instanceof HintedError) return { ...describeError(error.cause, place), hint: error.hint };
   if (error instanceof CommandError) {
     return { code: error.code, message: error.message, reason: "", metadata: {}, hint: error.hint };
   }
@@ -79,10 +92,13 @@ export function describeError(error: unknown): ErrorDescription {
   if (network !== undefined) {
     return {
       code: exitCode.unavailable,
-      message: `the mesh cannot be reached (${network})`,
+      message: `the mesh${place === undefined ? "" : ` at ${place.url}`} cannot be reached (${network})`,
       reason: "",
       metadata: {},
-      hint: "Is it running, and is --url right? See octomil profile show.",
+      hint:
+        place?.hasProfile === true
+          ? "Is it running, and is --url right? See octomil profile show."
+          : "Is it running? octomil setup and octomil login name another one with --url.",
     };
   }
   if (error instanceof ConnectError) return describeRefusal(error);
@@ -105,9 +121,20 @@ function describeRefusal(error: ConnectError): ErrorDescription {
     message: error.rawMessage === "" ? Code[error.code] : error.rawMessage,
     reason,
     metadata: info?.metadata ?? {},
-    hint: hints[reason] ?? wait,
+    hint: hintOf(reason, info?.metadata ?? {}) ?? wait,
     retryAfterMs,
   };
+}
+
+function hintOf(reason: string, metadata: Readonly<Record<string, string>>): string | undefined {
+  const { role = "", scope = "" } = metadata;
+  if (reason === "ROLE_MISSING" && /^[a-z]{1,20}$/.test(role)) {
+    return `An owner can give you the role ${role}: octomil org members update you@example.com --role ${role}.`;
+  }
+  if (reason === "SCOPE_MISSING" && /^[a-z_-]{1,30}:[a-z_-]{1,30}$/.test(scope)) {
+    return `Create a key that has the scope: octomil api-keys create --scopes ${scope}.`;
+  }
+  return Object.hasOwn(hints, reason) ? hints[reason] : undefined;
 }
 
 function exitCodeOf(code: Code, reason: string): ExitCode {

@@ -1,4 +1,4 @@
-import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createServer, type IncomingMessage, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
@@ -8,14 +8,25 @@ import { type ConnectRouter, createConnectRouter } from "@connectrpc/connect";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { fail, Reason } from "@octomesh/mesh/errors";
 import { ApiKeyService, type CreateApiKeyRequest } from "@octomesh/proto/octomesh/identity/v1/api_key_service_pb";
+import { MemberService } from "@octomesh/proto/octomesh/identity/v1/member_service_pb";
 import { OrganizationService } from "@octomesh/proto/octomesh/identity/v1/organization_service_pb";
 import { SessionService } from "@octomesh/proto/octomesh/identity/v1/session_service_pb";
+import { ModelService } from "@octomesh/proto/octomesh/model/v1/model_service_pb";
+import { ModelVersionService } from "@octomesh/proto/octomesh/model/v1/model_version_service_pb";
+import { RolloutService } from "@octomesh/proto/octomesh/rollout/v1/rollout_service_pb";
+import { TelemetryService } from "@octomesh/proto/octomesh/telemetry/v1/telemetry_service_pb";
 import type { Command } from "commander";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { exitCode } from "./exit-code.ts";
 import { openProfileStore } from "./profile-store.ts";
 import { createProgram, runOctomil } from "./program.ts";
 import { type FakeTerminalOptions, fakeTerminal } from "./testing/fake-terminal.ts";
+
+const keyId = `key_${"a".repeat(26)}`;
+const modelId = `mdl_${"a".repeat(26)}`;
+const rolloutId = `rol_${"a".repeat(26)}`;
+const versionId = `mvr_${"a".repeat(26)}`;
+const memberId = `usr_${"a".repeat(26)}`;
 
 let home: string;
 let server: Server;
@@ -65,10 +76,35 @@ function routes(router: ConnectRouter = createConnectRouter()): void {
   router.service(ApiKeyService, {
     createApiKey: (request) => createKey(request),
     revokeApiKey: () => {
-      throw fail(Reason.RESOURCE_NOT_FOUND, "there is no such key", { id: "key_x" });
+      throw fail(Reason.RESOURCE_NOT_FOUND, "there is no such key", { id: keyId });
     },
   });
+  router.service(MemberService, {
+    getMember: ({ id }) => ({ id: memberId, email: id }),
+    removeMember: () => ({}),
+  });
+  router.service(ModelService, {
+    getModel({ id }) {
+      if (id !== "vad" && id !== modelId) throw fail(Reason.RESOURCE_NOT_FOUND, "there is no such model", { id });
+      return { id: modelId, name: "vad" };
+    },
+    listModels: () => ({ models: [{ id: modelId, name: "vad" }] }),
+    deleteModel: () => ({}),
+  });
+  router.service(ModelVersionService, {
+    listModelVersions: () => ({ modelVersions: [{ id: versionId, version: "1.0.0" }] }),
+  });
+  router.service(RolloutService, {
+    listRollouts: () => ({ rollouts: [{ id: rolloutId, modelId, version: "1.0.0" }] }),
+    createRollout: (request) => ({ id: rolloutId, modelId, version: request.version }),
+  });
+  router.service(TelemetryService, {
+    listLatencyAggregates: () => ({ aggregates: [{ key: { modelId, versionId } }] }),
+  });
   router.service(SessionService, {
+    acceptInvitation() {
+      throw fail(Reason.CREDENTIAL_UNKNOWN, "the invitation is unknown");
+    },
     getCaller: () => ({ orgId: "org_a", id: "usr_a" }),
     refreshSession() {
       refreshes += 1;
@@ -119,6 +155,21 @@ describe("set-up and session", () => {
     expect({ code, stdout }).toEqual({ code: exitCode.unauthenticated, stdout: "" });
     expect(stderr).toContain("hint:");
     expect(asked).toEqual([]);
+  });
+
+  test("points to set-up and invitation where there is no profile yet", async () => {
+    const { code, stderr } = await octomil("whoami");
+    expect(code).toBe(exitCode.unauthenticated);
+    expect(stderr).toContain("octomil setup");
+    expect(stderr).toContain("octomil login");
+  });
+
+  test("does not blame the mesh where the e-mail address may be the wrong one", async () => {
+    const { code, stderr } = await octomil("login --code edg_invite_x --email eve@example.com");
+    expect(code).toBe(exitCode.unauthenticated);
+    expect(stderr).toContain("(CREDENTIAL_UNKNOWN)");
+    expect(stderr).toContain("--email is the address that was invited");
+    expect(stderr).not.toContain("not issued by this mesh");
   });
 
   test("sends a profile's credential to no other origin", async () => {
@@ -181,16 +232,16 @@ describe("failures", () => {
     expect({ code, stdout }).toEqual({ code: exitCode.failed, stdout: "" });
     expect(stderr).toBe(
       "error: the role admin is missing (ROLE_MISSING)\n" +
-        "hint:  An owner can change your role: octomil org members update you@example.com --role admin.\n",
+        "hint:  An owner can give you the role admin: octomil org members update you@example.com --role admin.\n",
     );
   });
 
   test("are one JSON line with --json", async () => {
     await signIn();
-    const { code, stdout, stderr } = await octomil("api-keys revoke key_x --json");
+    const { code, stdout, stderr } = await octomil(`api-keys revoke ${keyId} --json`);
     expect({ code, stdout }).toEqual({ code: exitCode.notFound, stdout: "" });
     expect(JSON.parse(stderr)).toMatchObject({
-      error: { exit_code: 4, reason: "RESOURCE_NOT_FOUND", message: "there is no such key", metadata: { id: "key_x" } },
+      error: { exit_code: 4, reason: "RESOURCE_NOT_FOUND", message: "there is no such key", metadata: { id: keyId } },
     });
   });
 
@@ -209,7 +260,11 @@ describe("failures", () => {
       env: { OCTOMIL_API_KEY: "edg_live_x" },
     });
     expect(code).toBe(exitCode.unavailable);
-    expect(stderr).toContain("cannot be reached");
+    expect(stderr).toContain("the mesh at http://127.0.0.1:1 cannot be reached (ECONNREFUSED)");
+    expect(stderr).not.toContain("profile show");
+    await signIn();
+    const withProfile = await octomil("whoami --url http://127.0.0.1:1", { env: { OCTOMIL_API_KEY: "edg_live_x" } });
+    expect(withProfile.stderr).toContain("octomil profile show");
   });
 
   test.each([
@@ -224,6 +279,19 @@ describe("failures", () => {
     "org settings --device-token-expiry 48",
     "devices revoke",
     "simulate --devices 0",
+    "api-keys revoke key_x",
+    "bootstrap-tokens get btk_x",
+    "rollouts get 1",
+    "rollouts watch rol_x",
+    "rollouts create Vad 1.0.0 --percentage 1",
+    "rollouts create vad 1.0 --percentage 1",
+    "models create Vad",
+    "models version vad one",
+    "telemetry latency --model vad --version 1.0",
+    "telemetry health --rollout rol_x",
+    "push package.json --model vad --version 1.0 --format custom",
+    "push package.json --model Vad --version 1.0.0 --format custom",
+    "push package.json --model vad --version 1.0.0 --format custom --chunk-size 8193",
   ])("have exit code 2 before anything is sent: octomil %s", async (line) => {
     await signIn();
     asked.length = 0;
@@ -237,7 +305,89 @@ describe("failures", () => {
   });
 });
 
+describe("a file that cannot be pushed", () => {
+  test("is refused for what it is, before anything is sent and whatever its name", async () => {
+    await signIn();
+    asked.length = 0;
+    await writeFile(join(home, "empty"), "");
+    const refusalOf = async (path: string) => {
+      const { code, stderr } = await octomil(["push", path, "--model", "vad", "--version", "1.0.0"]);
+      expect(code, path).toBe(exitCode.usage);
+      return stderr;
+    };
+    expect(await refusalOf(join(home, "nofile"))).toContain("no such file");
+    expect(await refusalOf(join(home, "empty", "model.onnx"))).toContain("no such file");
+    expect(await refusalOf(home)).toContain("not a file");
+    expect(await refusalOf(join(home, "empty"))).toContain("the file is empty");
+    expect(asked).toEqual([]);
+  });
+});
+
+describe("tables for people", () => {
+  test("name models and versions, which programs get as ids", async () => {
+    await signIn();
+    const listed = await octomil("rollouts list");
+    expect(listed.stdout).toContain("vad");
+    expect(listed.stdout).not.toContain(modelId);
+    const created = await octomil("rollouts create vad 1.0.0 --percentage 1");
+    expect(created.stdout).toMatch(/model +vad\n/);
+    const latency = await octomil("telemetry latency");
+    expect(latency.stdout).toMatch(/ vad +1\.0\.0 /);
+    expect(latency.stdout).not.toContain(versionId);
+    asked.length = 0;
+    const document = JSON.parse((await octomil("telemetry latency --json")).stdout);
+    expect(document.aggregates[0].key).toMatchObject({ model_id: modelId, version_id: versionId });
+    expect(JSON.parse((await octomil("rollouts list --json")).stdout).rollouts[0].model_id).toBe(modelId);
+    expect(asked).toHaveLength(2);
+  });
+});
+
+describe("what is deleted", () => {
+  test.each([
+    ["models delete vad", modelId],
+    [`models delete ${modelId}`, modelId],
+    ["org members remove user@example.com", memberId],
+  ])("is told to programs by its id: octomil %s", async (line, id) => {
+    await signIn();
+    expect(JSON.parse((await octomil(`${line} --json`)).stdout)).toEqual({ deleted: id });
+  });
+});
+
 describe("help", () => {
+  test.each([60, 80, 100])("fills its lines: no paragraph is broken before %i columns are used up", async (columns) => {
+    const lines = [
+      "login",
+      "setup",
+      "push",
+      "simulate",
+      "rollouts create",
+      "org members add",
+      "bootstrap-tokens create",
+    ];
+    for (const line of lines) {
+      const terminal = { ...fakeTerminal(), columns };
+      let text = "";
+      terminal.out = (piece: string) => {
+        text += piece;
+      };
+      await runOctomil([...line.split(" "), "--help"], terminal);
+      const prose = text.slice(text.indexOf("\n\n"), text.search(/\n(Arguments|Options):/)).split("\n\n");
+      for (const paragraph of prose) {
+        const rows = paragraph.split("\n").filter((row) => row !== "");
+        for (const [index, row] of rows.entries()) {
+          expect(row.length, row).toBeLessThanOrEqual(columns);
+          const next = rows[index + 1]?.split(" ")[0];
+          if (next !== undefined) expect(`${row} ${next}`.length, row).toBeGreaterThan(columns);
+        }
+      }
+    }
+  });
+
+  test("lists --version, and only for the whole program", async () => {
+    expect((await octomil("--help")).stdout).toContain("-V, --version");
+    expect((await octomil("devices --help")).stdout).not.toContain("-V, --version");
+  });
+
   test("every command has a sentence and examples that it understands", async () => {
     const terminal = fakeTerminal();
     const seen: string[] = [];

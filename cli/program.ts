@@ -1,4 +1,4 @@
-import { Command, CommanderError } from "commander";
+import { Command, CommanderError, Help, Option } from "commander";
 import { addCommands, addGroup, type CommandContext, type Runner, toInput } from "./command.ts";
 import { apiKeyCommands } from "./commands/api-keys.ts";
 import { bootstrapTokenCommands } from "./commands/bootstrap-tokens.ts";
@@ -15,7 +15,7 @@ import { sessionCommands } from "./commands/session.ts";
 import { simulateCommand } from "./commands/simulate.ts";
 import { telemetryCommands } from "./commands/telemetry.ts";
 import { type Connection, type ConnectionOptions, connect, connectPublic } from "./connection.ts";
-import { describeError } from "./describe-error.ts";
+import { describeError, type ErrorPlace } from "./describe-error.ts";
 import { type ExitCode, exitCode } from "./exit-code.ts";
 import { openOutput } from "./output.ts";
 import { createPaint, wantsColor } from "./paint.ts";
@@ -52,10 +52,14 @@ export async function runOctomil(args: readonly string[], terminal: Terminal): P
     terminal.out(json ? `${JSON.stringify({ version: cliVersion })}\n` : `${cliVersion}\n`);
     return exitCode.ok;
   }
+  let place: ErrorPlace | undefined;
   try {
     // With --json what commander finds wrong is told as one JSON line, like every other failure.
     const told = json ? { ...terminal, err: () => {} } : terminal;
-    await createProgram(told, runnerOf(terminal)).parseAsync([...args], { from: "user" });
+    const run = runnerOf(terminal, (connection) => {
+      place = connection;
+    });
+    await createProgram(told, run).parseAsync([...args], { from: "user" });
     return exitCode.ok;
   } catch (error) {
     if (error instanceof CommanderError) {
@@ -67,7 +71,7 @@ export async function runOctomil(args: readonly string[], terminal: Terminal): P
       tell(terminal, new Error("interrupted"), json);
       return exitCode.interrupted;
     }
-    return tell(terminal, error, json);
+    return tell(terminal, error, json, place);
   }
 }
 
@@ -94,7 +98,13 @@ export function createProgram(terminal: Terminal, run: Runner = runnerOf(termina
       getErrHelpWidth: () => terminal.columns,
     })
     .addHelpText("after", footer);
-  program.configureHelp({ sortSubcommands: false });
+  program.configureHelp({
+    sortSubcommands: false,
+    // No option of the parser's: --version of a command, such as push, would be taken for it.
+    visibleOptions(command) {
+      return [...Help.prototype.visibleOptions.call(this, command), new Option("-V, --version", "print the version")];
+    },
+  });
 
   addCommands(program, run, sessionCommands);
   addCommands(
@@ -117,7 +127,7 @@ export function createProgram(terminal: Terminal, run: Runner = runnerOf(termina
   return program;
 }
 
-function runnerOf(terminal: Terminal): Runner {
+function runnerOf(terminal: Terminal, onConnect: (connection: Connection) => void = () => {}): Runner {
   return async (spec, command, args) => {
     const globals: Record<string, unknown> = command.optsWithGlobals();
     const output = openOutput(terminal, {
@@ -138,6 +148,7 @@ function runnerOf(terminal: Terminal): Runner {
     const opened: Connection[] = [];
     const keep = async (connection: Promise<Connection>) => {
       opened.push(await connection);
+      onConnect(await connection);
       return connection;
     };
     const context: CommandContext = {
@@ -162,8 +173,8 @@ function rootOf(command: Command): Command {
   return command.parent === null ? command : rootOf(command.parent);
 }
 
-function tell(terminal: Terminal, error: unknown, json: boolean): ExitCode {
-  const { code, message, reason, metadata, hint, retryAfterMs } = describeError(error);
+function tell(terminal: Terminal, error: unknown, json: boolean, place?: ErrorPlace): ExitCode {
+  const { code, message, reason, metadata, hint, retryAfterMs } = describeError(error, place);
   if (json) {
     const document = { exit_code: code, reason, message, metadata, hint, retry_after_ms: retryAfterMs };
     terminal.err(`${JSON.stringify({ error: document })}\n`);

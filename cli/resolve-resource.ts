@@ -1,4 +1,6 @@
 import type { Clients } from "@octomesh/sdk";
+import { isIdOf } from "./check-id.ts";
+import { checkModelName } from "./check-model-name.ts";
 import { CommandError } from "./command-error.ts";
 import { exitCode } from "./exit-code.ts";
 
@@ -37,9 +39,5 @@ export async function resolveGroup(clients: Pick<Clients, "deviceGroups">, named
 
 /** The id of a model that a person named by its id or its name. Needs the scope `models:read` for a name. */
 export async function resolveModel(clients: Pick<Clients, "models">, named: string): Promise<string> {
-  return isIdOf("mdl", named) ? named : (await clients.models.getModel({ id: named })).id;
-}
-
-function isIdOf(prefix: string, text: string): boolean {
-  return new RegExp(`^${prefix}_[a-z2-7]{26}$`).test(text);
+  return isIdOf("mdl", named) ? named : (await clients.models.getModel({ id: checkModelName(named) })).id;
 }

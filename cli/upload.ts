@@ -1,5 +1,6 @@
 import { createHash } from "node:crypto";
-import { type FileHandle, open } from "node:fs/promises";
+import type { Stats } from "node:fs";
+import { type FileHandle, open, stat } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Artifact, ArtifactUpload } from "@octomesh/proto/octomesh/model/v1/artifact_pb";
 import type { Clients } from "@octomesh/sdk";
@@ -42,6 +43,15 @@ const kibibyte = 1024;
 const minChunkBytes = 256 * kibibyte;
 const maxChunkBytes = 4 * kibibyte * kibibyte;
 
+/** Checks that a path is a file with something in it. Throws a usage error that says what it is instead. */
+export async function checkFile(path: string): Promise<void> {
+  try {
+    checkStats(path, await stat(path));
+  } catch (cause) {
+    throw cause instanceof CommandError ? cause : unreadable(path, cause);
+  }
+}
+
 /** Measures a file and computes its SHA-256 digest. Throws a usage error for what is no readable file, or is empty. */
 export async function digestFile(
   path: string,
@@ -51,8 +61,7 @@ export async function digestFile(
   const handle = await openFile(path);
   try {
     const stats = await handle.stat();
-    if (!stats.isFile()) throw usageError(`${path} is not a file`);
-    if (stats.size === 0) throw usageError(`${path} is empty`);
+    checkStats(path, stats);
     const hash = createHash("sha256");
     let read = 0;
     for await (const piece of handle.createReadStream({ autoClose: false, highWaterMark: 1024 * kibibyte, signal })) {
@@ -205,8 +214,22 @@ async function openFile(path: string): Promise<FileHandle> {
   try {
     return await open(path, "r");
   } catch (cause) {
-    throw new CommandError(`cannot read ${path}: ${messageOf(cause)}`, { code: exitCode.usage, cause });
+    throw unreadable(path, cause);
   }
+}
+
+function checkStats(path: string, stats: Stats): void {
+  if (!stats.isFile()) {
+    throw usageError(`not a file: ${path}${stats.isDirectory() ? " is a directory" : ""}`);
+  }
+  if (stats.size === 0) throw usageError(`the file is empty: ${path}`);
+}
+
+function unreadable(path: string, cause: unknown): CommandError {
+  const { code } = cause as { code?: unknown };
+  const isMissing = code === "ENOENT" || code === "ENOTDIR";
+  const message = isMissing ? `no such file: ${path}` : `cannot read ${path}: ${messageOf(cause)}`;
+  return new CommandError(message, { code: exitCode.usage, cause });
 }
 
 function parseOffset(text: string | null, sizeBytes: number): number | undefined {

@@ -1,10 +1,12 @@
 import { type ApiKey, ApiKey_StateSchema, ApiKeySchema } from "@octomesh/proto/octomesh/identity/v1/api_key_pb";
 import { Environment, EnvironmentSchema } from "@octomesh/proto/octomesh/identity/v1/organization_pb";
+import { checkId } from "../check-id.ts";
 import { collectPages, parseLimit } from "../collect-pages.ts";
 import type { CommandContext, CommandInput, CommandSpec } from "../command.ts";
 import { formatAge, formatTime } from "../format-time.ts";
 import { choiceWord } from "../parse-choice.ts";
 import { allScopes, parseScopes, scopeName } from "../parse-scopes.ts";
+import { shortenList } from "../shorten-list.ts";
 import { timeAfter } from "../time-after.ts";
 
 const scopeList = allScopes()
@@ -33,6 +35,7 @@ export const apiKeyCommands: readonly CommandSpec[] = [
   {
     name: "list",
     summary: "List API keys, those of the sandbox included",
+    details: "Long lists of scopes are cut; `octomil api-keys get` shows them all.",
     options: [["--limit <number>", "how many to show, or all; 200 if left out"]],
     examples: ["api-keys list", "api-keys list --json"],
     run: list,
@@ -95,7 +98,7 @@ async function list(context: CommandContext, input: CommandInput): Promise<void>
       { title: "PREFIX", value: (key) => `${key.prefix}…` },
       { title: "ENV", value: (key) => choiceWord(EnvironmentSchema, key.environment) },
       { title: "STATE", value: (key) => choiceWord(ApiKey_StateSchema, key.state) },
-      { title: "SCOPES", value: (key) => key.scopes.map(scopeName).join(" ") },
+      { title: "SCOPES", value: (key) => shortenList(key.scopes.map(scopeName), 30) },
       { title: "EXPIRES", value: (key) => formatAge(key.expireTime, now, "never") },
       { title: "LAST USED", value: (key) => formatAge(key.lastUseTime, now, "never") },
     ],
@@ -103,14 +106,16 @@ async function list(context: CommandContext, input: CommandInput): Promise<void>
 }
 
 async function get(context: CommandContext, input: CommandInput): Promise<void> {
+  const id = checkId("key", input.args[0] ?? "");
   const { clients } = await context.connect();
-  const key = await clients.apiKeys.getApiKey({ id: input.args[0] ?? "" });
+  const key = await clients.apiKeys.getApiKey({ id });
   context.output.show({ schema: ApiKeySchema, item: key, facts: [["name", key.name], ...factsOf(key)] });
 }
 
 async function revoke(context: CommandContext, input: CommandInput): Promise<void> {
+  const id = checkId("key", input.args[0] ?? "");
   const { clients } = await context.connect();
-  const key = await clients.apiKeys.revokeApiKey({ id: input.args[0] ?? "" });
+  const key = await clients.apiKeys.revokeApiKey({ id });
   context.output.show({
     schema: ApiKeySchema,
     item: key,

@@ -6,6 +6,7 @@ import {
   BootstrapToken_StateSchema,
   BootstrapTokenSchema,
 } from "@octomesh/proto/octomesh/identity/v1/bootstrap_token_pb";
+import { checkId } from "../check-id.ts";
 import { collectPages, parseLimit } from "../collect-pages.ts";
 import type { CommandContext, CommandInput, CommandSpec } from "../command.ts";
 import { usageError } from "../command-error.ts";
@@ -20,8 +21,8 @@ export const bootstrapTokenCommands: readonly CommandSpec[] = [
     name: "create",
     summary: "Create a token by which devices register and show it, once",
     details:
-      "Without --enrolment the token is for one device and good for 15 minutes, as a backend mints it. An enrolment\n" +
-      "token is embedded in an app: it has a number of uses, may be bound to identifiers, may demand approval, and\n" +
+      "Without --enrolment the token is for one device and good for 15 minutes, as a backend mints it. An enrolment " +
+      "token is embedded in an app: it has a number of uses, may be bound to identifiers, may demand approval, and " +
       "`octomil bootstrap-tokens revoke` is its kill switch.",
     options: [
       ["--enrolment", "a token for many devices"],
@@ -120,14 +121,16 @@ async function list(context: CommandContext, input: CommandInput): Promise<void>
 }
 
 async function get(context: CommandContext, input: CommandInput): Promise<void> {
+  const id = checkId("btk", input.args[0] ?? "");
   const { clients } = await context.connect();
-  const token = await clients.bootstrapTokens.getBootstrapToken({ id: input.args[0] ?? "" });
+  const token = await clients.bootstrapTokens.getBootstrapToken({ id });
   context.output.show({ schema: BootstrapTokenSchema, item: token, facts: factsOf(token) });
 }
 
 async function revoke(context: CommandContext, input: CommandInput): Promise<void> {
+  const id = checkId("btk", input.args[0] ?? "");
   const { clients } = await context.connect();
-  const token = await clients.bootstrapTokens.revokeBootstrapToken({ id: input.args[0] ?? "" });
+  const token = await clients.bootstrapTokens.revokeBootstrapToken({ id });
   context.output.show({
     schema: BootstrapTokenSchema,
     item: token,

@@ -18,6 +18,7 @@ import { formatAge, formatTime } from "../format-time.ts";
 import { toDocument } from "../output.ts";
 import { choiceWord, parseChoice } from "../parse-choice.ts";
 import { resolveDevice, resolveGroup } from "../resolve-resource.ts";
+import { readNames } from "../resource-names.ts";
 
 const deviceArgument = ["<device>", "id of the device, dev_…, or its own identifier"] as const;
 
@@ -142,16 +143,27 @@ async function state(context: CommandContext, input: CommandInput): Promise<void
     wanted: desired.models.find((model) => model.modelId === modelId),
     seen: observed.models.find((model) => model.modelId === modelId),
   }));
+  const forPeople = !context.output.json && !context.output.quiet;
+  // A version that is desired comes with its number; only others need to be asked for.
+  const others = rows.filter(({ wanted, seen }) => seen !== undefined && seen.versionId !== wanted?.versionId);
+  const names = await readNames(
+    clients,
+    forPeople ? others.map(({ modelId, seen }) => ({ modelId, versionId: seen?.versionId ?? "" })) : [],
+  );
   const text =
     rows.length === 0
       ? `${id} is to run nothing and reports nothing.`
       : context.output.table(rows, [
-          { title: "MODEL", value: ({ modelId, wanted }) => wanted?.modelName || modelId },
+          { title: "MODEL", value: ({ modelId, wanted }) => wanted?.modelName || names.model(modelId) },
           { title: "DESIRED", value: ({ wanted }) => wanted?.version ?? "-" },
           {
             title: "OBSERVED",
             value: ({ wanted, seen }) =>
-              seen === undefined ? "-" : seen.versionId === wanted?.versionId ? wanted.version : seen.versionId,
+              seen === undefined
+                ? "-"
+                : seen.versionId === wanted?.versionId
+                  ? wanted.version
+                  : names.version(seen.versionId),
           },
           {
             title: "STATE",

@@ -5,6 +5,10 @@ import {
   ModelVersion_StateSchema,
   ModelVersionSchema,
 } from "@octomesh/proto/octomesh/model/v1/model_version_pb";
+import { type Clients, isReason } from "@octomesh/sdk";
+import { isIdOf } from "../check-id.ts";
+import { checkModelName } from "../check-model-name.ts";
+import { checkVersionReference } from "../check-version.ts";
 import { collectPages, parseLimit } from "../collect-pages.ts";
 import type { CommandContext, CommandInput, CommandSpec } from "../command.ts";
 import { formatBytes } from "../format-bytes.ts";
@@ -85,15 +89,17 @@ async function list(context: CommandContext, input: CommandInput): Promise<void>
 }
 
 async function get(context: CommandContext, input: CommandInput): Promise<void> {
+  const id = checkModelName(input.args[0] ?? "");
   const { clients } = await context.connect();
-  const model = await clients.models.getModel({ id: input.args[0] ?? "" });
+  const model = await clients.models.getModel({ id });
   context.output.show({ schema: ModelSchema, item: model, facts: modelFacts(model) });
 }
 
 async function create(context: CommandContext, input: CommandInput): Promise<void> {
+  const name = checkModelName(input.args[0] ?? "");
   const { clients } = await context.connect();
   const model = await clients.models.createModel({
-    name: input.args[0] ?? "",
+    name,
     description: input.text("description") ?? "",
   });
   context.output.show({
@@ -105,17 +111,19 @@ async function create(context: CommandContext, input: CommandInput): Promise<voi
 }
 
 async function remove(context: CommandContext, input: CommandInput): Promise<void> {
+  const named = checkModelName(input.args[0] ?? "");
   const { clients } = await context.connect();
-  const id = input.args[0] ?? "";
+  const id = await idOf(clients, named);
   await clients.models.deleteModel({ id });
-  context.output.result({ deleted: id }, `Model ${id} is deleted, with its versions.`);
+  context.output.result({ deleted: id }, `Model ${named} is deleted, with its versions.`);
 }
 
 async function versions(context: CommandContext, input: CommandInput): Promise<void> {
   const limit = parseLimit(input.text("limit"));
+  const modelId = checkModelName(input.args[0] ?? "");
   const { clients } = await context.connect();
   const { items, truncated } = await collectPages(limit, async (pageSize, pageToken) => {
-    const answer = await clients.modelVersions.listModelVersions({ modelId: input.args[0] ?? "", pageSize, pageToken });
+    const answer = await clients.modelVersions.listModelVersions({ modelId, pageSize, pageToken });
     return { items: answer.modelVersions, nextPageToken: answer.nextPageToken };
   });
   context.output.list({
@@ -138,26 +146,35 @@ async function versions(context: CommandContext, input: CommandInput): Promise<v
 }
 
 async function version(context: CommandContext, input: CommandInput): Promise<void> {
+  const modelId = checkModelName(input.args[0] ?? "");
+  const number = checkVersionReference(input.args[1] ?? "latest");
   const { clients } = await context.connect();
-  const found = await clients.modelVersions.getModelVersion({
-    modelId: input.args[0] ?? "",
-    version: input.args[1] ?? "latest",
-  });
-  context.output.show({ schema: ModelVersionSchema, item: found, facts: versionFacts(found) });
+  const found = await clients.modelVersions.getModelVersion({ modelId, version: number });
+  context.output.show({ schema: ModelVersionSchema, item: found, facts: versionFacts(found, modelId) });
 }
 
 async function deprecate(context: CommandContext, input: CommandInput): Promise<void> {
+  const modelId = checkModelName(input.args[0] ?? "");
+  const number = checkVersionReference(input.args[1] ?? "");
   const { clients } = await context.connect();
-  const changed = await clients.modelVersions.deprecateModelVersion({
-    modelId: input.args[0] ?? "",
-    version: input.args[1] ?? "",
-  });
+  const changed = await clients.modelVersions.deprecateModelVersion({ modelId, version: number });
   context.output.show({
     schema: ModelVersionSchema,
     item: changed,
     headline: `Version ${changed.version} is withdrawn from new rollouts.`,
-    facts: versionFacts(changed),
+    facts: versionFacts(changed, modelId),
   });
+}
+
+/** The id for the answer; a key that may not read models gets the name back that it gave. */
+async function idOf(clients: Pick<Clients, "models">, named: string): Promise<string> {
+  if (isIdOf("mdl", named)) return named;
+  try {
+    return (await clients.models.getModel({ id: named })).id;
+  } catch (error) {
+    if (isReason(error, "SCOPE_MISSING")) return named;
+    throw error;
+  }
 }
 
 function modelFacts(model: Model): [string, string][] {
@@ -170,12 +187,12 @@ function modelFacts(model: Model): [string, string][] {
   ];
 }
 
-/** What there is to tell a person of a version. */
-export function versionFacts(version: ModelVersion): [string, string][] {
+/** What there is to tell a person of a version. `model` is what the person calls its model. */
+export function versionFacts(version: ModelVersion, model: string): [string, string][] {
   return [
     ["version", version.version],
     ["id", version.id],
-    ["model", version.modelId],
+    ["model", model],
     ["format", choiceWord(ArtifactFormatSchema, version.format)],
     ["size", formatBytes(Number(version.artifact?.sizeBytes ?? 0n))],
     ["SHA-256", version.artifact?.sha256 ?? ""],

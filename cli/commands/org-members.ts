@@ -1,12 +1,13 @@
 import { type Member, Member_StateSchema, MemberSchema } from "@octomesh/proto/octomesh/identity/v1/member_pb";
 import { type Role, RoleSchema } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
+import { isIdOf } from "../check-id.ts";
 import { collectPages, parseLimit } from "../collect-pages.ts";
 import type { CommandContext, CommandInput, CommandSpec } from "../command.ts";
 import { formatTime } from "../format-time.ts";
 import { choiceWord, parseChoice } from "../parse-choice.ts";
 
 const roleHelp =
-  "Roles: member reads models and devices; admin manages models, devices and rollouts; owner may do everything,\n" +
+  "Roles: member reads models and devices; admin manages models, devices and rollouts; owner may do everything, " +
   "members and deletion included.";
 
 /** `octomil org members …`: the people of an organisation. */
@@ -115,9 +116,10 @@ async function get(context: CommandContext, input: CommandInput): Promise<void> 
 
 async function remove(context: CommandContext, input: CommandInput): Promise<void> {
   const { clients } = await context.connect();
-  const id = input.args[0] ?? "";
+  const named = input.args[0] ?? "";
+  const id = isIdOf("usr", named) ? named : (await clients.members.getMember({ id: named })).id;
   await clients.members.removeMember({ id });
-  context.output.result({ removed: id }, `${id} is no longer a member.`);
+  context.output.result({ deleted: id }, `${named} is no longer a member.`);
 }
 
 function factsOf(member: Member): [string, string][] {

@@ -2,13 +2,15 @@ import { extname } from "node:path";
 import { ArtifactFormat, ArtifactFormatSchema } from "@octomesh/proto/octomesh/model/v1/manifest_pb";
 import { type ModelVersion, ModelVersionSchema } from "@octomesh/proto/octomesh/model/v1/model_version_pb";
 import { isReason } from "@octomesh/sdk";
+import { checkModelName } from "../check-model-name.ts";
+import { checkVersion } from "../check-version.ts";
 import type { CommandContext, CommandInput, CommandSpec } from "../command.ts";
 import { CommandError, usageError } from "../command-error.ts";
 import type { Connection } from "../connection.ts";
 import { formatBytes } from "../format-bytes.ts";
 import { parseChoice } from "../parse-choice.ts";
 import { openProgress } from "../progress.ts";
-import { digestFile, type UploadFile, uploadArtifact } from "../upload.ts";
+import { checkFile, digestFile, type UploadFile, uploadArtifact } from "../upload.ts";
 import { versionFacts } from "./models.ts";
 
 const formatsByExtension: Readonly<Record<string, ArtifactFormat>> = {
@@ -25,8 +27,8 @@ export const pushCommand: CommandSpec = {
   name: "push",
   summary: "Publish a file as a version of a model",
   details:
-    "The model is made if there is none of that name. The file is sent in chunks and its SHA-256 is checked by the\n" +
-    "mesh; after an interruption the same command goes on where it stopped. Pushing the same file as the same version\n" +
+    "The model is made if there is none of that name. The file is sent in chunks and its SHA-256 is checked by the " +
+    "mesh; after an interruption the same command goes on where it stopped. Pushing the same file as the same version " +
     "again changes nothing; a version never changes.",
   args: [["<file>", "the model file"]],
   options: [
@@ -34,7 +36,7 @@ export const pushCommand: CommandSpec = {
     ["--version <version>", "version in the form of Semantic Versioning, such as 1.0.0"],
     ["--format <format>", "onnx, tflite, coreml, gguf, safetensors or custom; by the file's name if left out"],
     ["--notes <text>", "what changed"],
-    ["--chunk-size <kibibytes>", "size of a chunk in KiB, from 16 to 65536; chosen by the file's size if left out"],
+    ["--chunk-size <kibibytes>", "size of a chunk in KiB, from 16 to 8192; chosen by the file's size if left out"],
   ],
   examples: [
     "push model.onnx --model vad --version 1.0.0",
@@ -45,10 +47,11 @@ export const pushCommand: CommandSpec = {
 
 async function push(context: CommandContext, input: CommandInput): Promise<void> {
   const path = input.args[0] ?? "";
-  const model = input.required("model");
-  const version = input.required("version");
+  const model = checkModelName(input.required("model"));
+  const version = checkVersion(input.required("version"));
+  await checkFile(path);
   const format = formatOf(path, input.text("format"));
-  const chunkKibibytes = input.integer("chunk-size", { min: 16, max: 65_536, fallback: 0 });
+  const chunkKibibytes = input.integer("chunk-size", { min: 16, max: 8192, fallback: 0 });
   const connection = await context.connect();
   const hidden = context.output.quiet || context.output.json;
 
@@ -60,11 +63,9 @@ async function push(context: CommandContext, input: CommandInput): Promise<void>
         hint: "A version never changes: push the file under a new number.",
       });
     }
-    show(context, published, `${model} ${version} is published already, with these bytes.`);
+    show(context, published, model, `${model} ${version} is published already, with these bytes.`);
     return;
   }
-  await ensureModel(connection, model);
-
   const bar = openProgress(context.terminal, {
     label: "uploading",
     total: file.sizeBytes,
@@ -97,6 +98,8 @@ async function push(context: CommandContext, input: CommandInput): Promise<void>
     })
     .finally(() => bar.end());
 
+  // Not before there is something to publish: an upload that fails leaves no empty model.
+  await ensureModel(connection, model);
   const created = await connection.clients.modelVersions.createModelVersion({
     modelId: model,
     version,
@@ -107,6 +110,7 @@ async function push(context: CommandContext, input: CommandInput): Promise<void>
   show(
     context,
     created,
+    model,
     `${model} ${created.version} is published: ${formatBytes(file.sizeBytes)}, digest checked, signed.`,
   );
 }
@@ -162,6 +166,6 @@ function formatOf(path: string, chosen: string | undefined): ArtifactFormat {
   return format;
 }
 
-function show(context: CommandContext, version: ModelVersion, headline: string): void {
-  context.output.show({ schema: ModelVersionSchema, item: version, headline, facts: versionFacts(version) });
+function show(context: CommandContext, version: ModelVersion, model: string, headline: string): void {
+  context.output.show({ schema: ModelVersionSchema, item: version, headline, facts: versionFacts(version, model) });
 }

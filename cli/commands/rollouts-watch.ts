@@ -7,6 +7,7 @@ import {
   RolloutSchema,
 } from "@octomesh/proto/octomesh/rollout/v1/rollout_pb";
 import type { Clients } from "@octomesh/sdk";
+import { checkId } from "../check-id.ts";
 import type { CommandContext, CommandInput } from "../command.ts";
 import { CommandError } from "../command-error.ts";
 import { describeTransition } from "../describe-transition.ts";
@@ -33,7 +34,7 @@ interface Reach {
 
 /** `octomil rollouts watch`: prints every step, and the reach when it changes, until the end. */
 export async function watchRollout(context: CommandContext, input: CommandInput): Promise<void> {
-  const id = input.args[0] ?? "";
+  const id = checkId("rol", input.args[0] ?? "");
   const until = input.text("until");
   const untilThousandths = until === undefined ? undefined : parsePercentage(until);
   const intervalMs = parseDuration(input.text("interval") ?? "2s") * 1000;

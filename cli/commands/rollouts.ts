@@ -9,6 +9,9 @@ import {
   RolloutTransitionSchema,
 } from "@octomesh/proto/octomesh/rollout/v1/rollout_pb";
 import type { Clients } from "@octomesh/sdk";
+import { checkId } from "../check-id.ts";
+import { checkModelName } from "../check-model-name.ts";
+import { checkVersionReference } from "../check-version.ts";
 import { collectPages, parseLimit } from "../collect-pages.ts";
 import type { CommandContext, CommandInput, CommandSpec } from "../command.ts";
 import { usageError } from "../command-error.ts";
@@ -18,6 +21,7 @@ import { choiceWord, parseChoice } from "../parse-choice.ts";
 import { parseDuration } from "../parse-duration.ts";
 import { formatPercentage, parsePercentage } from "../parse-percentage.ts";
 import { resolveGroup } from "../resolve-resource.ts";
+import { type ResourceNames, readNames } from "../resource-names.ts";
 import { watchRollout } from "./rollouts-watch.ts";
 
 const rolloutArgument = ["<id>", "id of the rollout, rol_…"] as const;
@@ -31,7 +35,7 @@ export const rolloutCommands: readonly CommandSpec[] = [
     name: "create",
     summary: "Create a rollout of a model's version",
     details:
-      "Percentages have up to three decimals. Which devices come first is decided by the published bucket function and\n" +
+      "Percentages have up to three decimals. Which devices come first is decided by the published bucket function and " +
       "stays so: a device that has the version keeps it as the percentage grows.",
     args: [
       ["<model>", "name or id of the model"],
@@ -76,14 +80,15 @@ export const rolloutCommands: readonly CommandSpec[] = [
     options: [reasonOption],
     examples: ["rollouts set-percentage rol_… 50", "rollouts set-percentage rol_… 12.5"],
     async run(context, input) {
+      const id = checkId("rol", input.args[0] ?? "");
       const percentageThousandths = parsePercentage(input.args[1] ?? "");
       const { clients } = await context.connect();
       const rollout = await clients.rollouts.setRolloutPercentage({
-        id: input.args[0] ?? "",
+        id,
         percentageThousandths,
         reason: input.text("reason") ?? "",
       });
-      show(context, rollout, `now reaches ${formatPercentage(rollout.percentageThousandths)}`);
+      await show(context, clients, rollout, `now reaches ${formatPercentage(rollout.percentageThousandths)}`);
     },
   },
   step(
@@ -121,7 +126,7 @@ export const rolloutCommands: readonly CommandSpec[] = [
     args: [rolloutArgument],
     examples: ["rollouts delete rol_…"],
     async run(context, input) {
-      const id = input.args[0] ?? "";
+      const id = checkId("rol", input.args[0] ?? "");
       const { clients } = await context.connect();
       await clients.rollouts.deleteRollout({ id });
       context.output.result({ deleted: id }, `Rollout ${id} is deleted.`);
@@ -144,6 +149,8 @@ export const rolloutCommands: readonly CommandSpec[] = [
 ];
 
 async function create(context: CommandContext, input: CommandInput): Promise<void> {
+  const modelId = checkModelName(input.args[0] ?? "");
+  const version = checkVersionReference(input.args[1] ?? "");
   const percentage = input.text("percentage");
   const stageList = input.text("stages");
   if (percentage !== undefined && stageList !== undefined)
@@ -162,8 +169,8 @@ async function create(context: CommandContext, input: CommandInput): Promise<voi
   const groupIds: string[] = [];
   for (const group of input.texts("group")) groupIds.push(await resolveGroup(clients, group));
   const rollout = await clients.rollouts.createRollout({
-    modelId: input.args[0] ?? "",
-    version: input.args[1] ?? "",
+    modelId,
+    version,
     target: { groupIds },
     plan: createMessage(Rollout_PlanSchema, {
       stages: shares.map((percentageThousandths) => ({
@@ -178,7 +185,12 @@ async function create(context: CommandContext, input: CommandInput): Promise<voi
     priority,
     start: input.flag("start"),
   });
-  show(context, rollout, `of ${rollout.version} is ${input.flag("start") ? "created and started" : "a draft"}`);
+  await show(
+    context,
+    clients,
+    rollout,
+    `of ${rollout.version} is ${input.flag("start") ? "created and started" : "a draft"}`,
+  );
 }
 
 /** Reads the shares of a plan, such as `1,10,50,100`: in thousandths of a percent, each greater than the one before. */
@@ -196,16 +208,19 @@ async function list(context: CommandContext, input: CommandInput): Promise<void>
   const limit = parseLimit(input.text("limit"));
   const stateWord = input.text("state");
   const state = stateWord === undefined ? 0 : parseChoice(Rollout_StateSchema, "state", stateWord);
+  const model = input.text("model");
+  const modelId = model === undefined ? "" : checkModelName(model);
   const { clients } = await context.connect();
   const { items, truncated } = await collectPages(limit, async (pageSize, pageToken) => {
     const answer = await clients.rollouts.listRollouts({
       pageSize,
       pageToken,
-      modelId: input.text("model") ?? "",
+      modelId,
       state,
     });
     return { items: answer.rollouts, nextPageToken: answer.nextPageToken };
   });
+  const names = await namesOf(context, clients, items);
   context.output.list({
     schema: RolloutSchema,
     key: "rollouts",
@@ -214,7 +229,7 @@ async function list(context: CommandContext, input: CommandInput): Promise<void>
     empty: "No rollouts.",
     columns: [
       { title: "ID", value: (rollout) => rollout.id },
-      { title: "MODEL", value: (rollout) => rollout.modelId },
+      { title: "MODEL", value: (rollout) => names.model(rollout.modelId) },
       { title: "VERSION", value: (rollout) => rollout.version },
       { title: "STATE", value: (rollout) => choiceWord(Rollout_StateSchema, rollout.state) },
       { title: "SHARE", value: (rollout) => formatPercentage(rollout.percentageThousandths), align: "right" },
@@ -225,17 +240,20 @@ async function list(context: CommandContext, input: CommandInput): Promise<void>
 }
 
 async function get(context: CommandContext, input: CommandInput): Promise<void> {
+  const id = checkId("rol", input.args[0] ?? "");
   const { clients } = await context.connect();
-  const rollout = await clients.rollouts.getRollout({ id: input.args[0] ?? "" });
-  context.output.show({ schema: RolloutSchema, item: rollout, facts: rolloutFacts(rollout) });
+  const rollout = await clients.rollouts.getRollout({ id });
+  const names = await namesOf(context, clients, [rollout]);
+  context.output.show({ schema: RolloutSchema, item: rollout, facts: rolloutFacts(rollout, names) });
 }
 
 async function history(context: CommandContext, input: CommandInput): Promise<void> {
   const limit = parseLimit(input.text("limit"));
+  const rolloutId = checkId("rol", input.args[0] ?? "");
   const { clients } = await context.connect();
   const { items, truncated } = await collectPages(limit, async (pageSize, pageToken) => {
     const answer = await clients.rollouts.listRolloutTransitions({
-      rolloutId: input.args[0] ?? "",
+      rolloutId,
       pageSize,
       pageToken,
     });
@@ -265,27 +283,35 @@ function step(name: string, summary: string, outcome: string, call: Step): Comma
     options: [reasonOption],
     examples: [`rollouts ${name} rol_…`, `rollouts ${name} rol_… --reason "…"`],
     async run(context, input) {
+      const id = checkId("rol", input.args[0] ?? "");
       const { clients } = await context.connect();
-      const rollout = await call(clients, { id: input.args[0] ?? "", reason: input.text("reason") ?? "" });
-      show(context, rollout, outcome);
+      const rollout = await call(clients, { id, reason: input.text("reason") ?? "" });
+      await show(context, clients, rollout, outcome);
     },
   };
 }
 
-function show(context: CommandContext, rollout: Rollout, outcome: string): void {
+async function show(context: CommandContext, clients: Clients, rollout: Rollout, outcome: string): Promise<void> {
+  const names = await namesOf(context, clients, [rollout]);
   context.output.show({
     schema: RolloutSchema,
     item: rollout,
     headline: `Rollout ${rollout.id} ${outcome}.`,
-    facts: rolloutFacts(rollout).slice(1),
+    facts: rolloutFacts(rollout, names).slice(1),
   });
 }
 
-function rolloutFacts(rollout: Rollout): [string, string][] {
+/** The names of the rollouts' models, for people; programs get ids and cause no further call. */
+function namesOf(context: CommandContext, clients: Clients, rollouts: readonly Rollout[]): Promise<ResourceNames> {
+  const forPeople = !context.output.json && !context.output.quiet;
+  return readNames(clients, forPeople ? rollouts.map(({ modelId }) => ({ modelId })) : []);
+}
+
+function rolloutFacts(rollout: Rollout, names: ResourceNames): [string, string][] {
   const stages = rollout.plan?.stages ?? [];
   return [
     ["id", rollout.id],
-    ["model", rollout.modelId],
+    ["model", names.model(rollout.modelId)],
     ["version", rollout.version],
     ["state", choiceWord(Rollout_StateSchema, rollout.state)],
     ["share", formatPercentage(rollout.percentageThousandths)],

@@ -3,10 +3,12 @@ import { SetUpOrganizationResponseSchema } from "@octomesh/proto/octomesh/identi
 import type { Session } from "@octomesh/proto/octomesh/identity/v1/session_pb";
 import { GetCallerResponseSchema } from "@octomesh/proto/octomesh/identity/v1/session_service_pb";
 import { CallerKind, CallerKindSchema, RoleSchema } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
+import { isReason } from "@octomesh/sdk";
 import type { CommandContext, CommandInput, CommandSpec } from "../command.ts";
 import { CommandError, usageError } from "../command-error.ts";
 import { type Connection, chooseProfile } from "../connection.ts";
 import { exitCode } from "../exit-code.ts";
+import { HintedError } from "../hinted-error.ts";
 import { toDocument } from "../output.ts";
 import { choiceWord } from "../parse-choice.ts";
 import { scopeName } from "../parse-scopes.ts";
@@ -18,7 +20,7 @@ export const sessionCommands: readonly CommandSpec[] = [
     name: "setup",
     summary: "Create the first organisation of a mesh and sign in as its owner",
     details:
-      "The mesh prints its one-time set-up code at the first start and keeps it in its state folder, in\n" +
+      "The mesh prints its one-time set-up code at the first start and keeps it in its state folder, in " +
       "secrets/set-up-code. The session is stored in the profile.",
     options: [
       ["--code <code>", "the set-up code, edg_setup_…; asked for if left out"],
@@ -35,7 +37,7 @@ export const sessionCommands: readonly CommandSpec[] = [
     name: "login",
     summary: "Sign in with an invitation, or store an API key in the profile",
     details:
-      "An owner invites you with `octomil org members add`, which shows the code once. With --api-key the key is read\n" +
+      "An owner invites you with `octomil org members add`, which shows the code once. With --api-key the key is read " +
       "from standard input, so that it stands in no command line.",
     options: [
       ["--code <code>", "the invitation code, edg_invite_…; asked for if left out"],
@@ -61,6 +63,9 @@ export const sessionCommands: readonly CommandSpec[] = [
     run: whoAmI,
   },
 ];
+
+const invitationHint =
+  "Check that --email is the address that was invited and --code the newest invitation, and that --url is the mesh of it.";
 
 async function setUp(context: CommandContext, input: CommandInput): Promise<void> {
   const org = input.required("org");
@@ -102,7 +107,12 @@ async function logIn(context: CommandContext, input: CommandInput): Promise<void
   const email = input.required("email");
   const code = await codeOf(context, input, "Invitation code: ");
   const connection = await context.connectPublic();
-  const session = await connection.clients.sessions.acceptInvitation({ invitationCode: code, email });
+  const session = await connection.clients.sessions
+    .acceptInvitation({ invitationCode: code, email })
+    .catch((error: unknown) => {
+      // The mesh does not say which of the two is wrong: who has the code alone learns nothing of the address.
+      throw isReason(error, "CREDENTIAL_UNKNOWN") ? new HintedError(error, invitationHint) : error;
+    });
   await keepSession(context, connection, session, email, "");
   context.output.result(
     { org_id: session.orgId, member_id: session.memberId, profile: connection.profileName },

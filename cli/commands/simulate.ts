@@ -5,6 +5,7 @@ import { BootstrapToken_Kind } from "@octomesh/proto/octomesh/identity/v1/bootst
 import { Scope } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { apiKey, type Clients, createClients } from "@octomesh/sdk";
 import type { CommandContext, CommandInput, CommandSpec } from "../command.ts";
+import { CommandError } from "../command-error.ts";
 import type { Connection } from "../connection.ts";
 import { createFleet, type Fleet } from "../fleet/fleet.ts";
 import { formatBytes } from "../format-bytes.ts";
@@ -15,11 +16,11 @@ export const simulateCommand: CommandSpec = {
   name: "simulate",
   summary: "Run a fleet of simulated devices in this process, until Ctrl-C",
   details:
-    "Every device is a device client of the SDK with an identity of its own: half register by single-use tokens that a\n" +
-    "backend key mints, half by one enrolment token, as if embedded in an app. They follow their desired state, download\n" +
-    "and verify artifacts, and report synthetic telemetry. On Linux, against a mesh on the same machine, each device has\n" +
-    "a source address of its own (127.0.0.0/8); elsewhere they share one and the registration limit of 10 in a minute\n" +
-    "for each address sets the pace.",
+    "Every device is a device client of the SDK with an identity of its own: half register by single-use tokens that a " +
+    "backend key mints, half by one enrolment token, as if embedded in an app. They follow their desired state, download " +
+    "and verify artifacts, and report synthetic telemetry. On Linux, against a mesh on the same machine, each device has " +
+    "a source address of its own (127.0.0.0/8); elsewhere they share one and the registration limit of 10 in a minute " +
+    "for each address sets the pace. With --duration the exit code is 1 where a device refuses a model at the end.",
   options: [
     ["--devices <number>", "how many devices, 1 to 5000; 20 if left out"],
     ["--duration <duration>", "stop after this time"],
@@ -67,8 +68,18 @@ async function simulate(context: CommandContext, input: CommandInput): Promise<v
     live.draw(fleet, performance.now() - begin, true);
     if (failure !== undefined && !signal.aborted) throw failure;
     if (performance.now() - begin < durationMs && !signal.aborted) await starting;
-    if (input.flag("revoke")) await revokeAll(context, connection.clients, fleet);
+    if (input.flag("revoke")) {
+      // What was measured is sent while the mesh still takes it; without --revoke the end of the fleet does so.
+      await fleet.flush();
+      await revokeAll(context, connection.clients, fleet);
+    }
     finish(context, fleet, performance.now() - begin);
+    if (fleet.refused.count() > 0 && !signal.aborted) {
+      const kinds = Object.entries(fleet.refused.byKind()).map(([kind, count]) => `${count} ${kind}`);
+      throw new CommandError(`${fleet.refused.devices()} of ${count} devices refused a model: ${kinds.join(", ")}`, {
+        hint: "What they ran before goes on. Compare the artifact with what was pushed: octomil models versions <model>.",
+      });
+    }
   } finally {
     await fleet?.close();
     await backend.close();
@@ -136,7 +147,7 @@ function liveTable(context: CommandContext) {
         ]);
         const footer = last ? "" : output.paint.dim("\nCtrl-C ends it.");
         const block = `${text}${footer}\n`;
-        terminal.out(`${height > 0 ? `\u001b[${height}A\u001b[J` : ""}${block}`);
+        terminal.out(`${height > 0 ? `\r\u001b[${height}A\u001b[J` : ""}${block}`);
         height = block.split("\n").length - 1;
       } else if (last || elapsedMs - lastLineMs >= 10_000) {
         lastLineMs = elapsedMs;
@@ -156,6 +167,7 @@ function factsOf(fleet: Fleet, elapsedMs: number): [string, string][] {
     ["time", formatDuration(elapsedMs / 1000)],
     ["devices", countsText(states)],
     ["versions", countsText(fleet.versions())],
+    ["refused", refusedText(fleet)],
     ["calls", `${calls.calls}, ${calls.errors} failed, ${throttled} waits asked for`],
     [
       "heartbeat",
@@ -163,6 +175,11 @@ function factsOf(fleet: Fleet, elapsedMs: number): [string, string][] {
     ],
     ["downloads", formatBytes(fleet.downloadedBytes())],
   ];
+}
+
+function refusedText(fleet: Fleet): string {
+  const kinds = Object.entries(fleet.refused.byKind()).map(([kind, count]) => `${count} ${kind}`);
+  return kinds.length === 0 ? "0 models" : `${fleet.refused.count()} models: ${kinds.join(", ")}`;
 }
 
 function countsText(counts: ReadonlyMap<string, number>): string {
@@ -181,6 +198,8 @@ function finish(context: CommandContext, fleet: Fleet, elapsedMs: number): void 
       calls: calls.calls,
       errors: calls.errors,
       errors_by_reason: calls.errorsByReason,
+      refused: fleet.refused.count(),
+      refused_by_kind: fleet.refused.byKind(),
       downloaded_bytes: fleet.downloadedBytes(),
       methods: Object.fromEntries(
         Object.entries(calls.byMethod).map(([method, figures]) => [
@@ -195,7 +214,7 @@ function finish(context: CommandContext, fleet: Fleet, elapsedMs: number): void 
         ]),
       ),
     },
-    `${registered} of ${fleet.devices.length} devices took part; ${calls.calls} calls, ${calls.errors} failed.`,
+    `${registered} of ${fleet.devices.length} devices took part; ${calls.calls} calls, ${calls.errors} failed; ${fleet.refused.count()} models refused.`,
     String(registered),
   );
 }

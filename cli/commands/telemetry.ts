@@ -17,7 +17,10 @@ import {
   RolloutProgress_StepSchema,
   RolloutProgressAggregateSchema,
 } from "@octomesh/proto/octomesh/telemetry/v1/rollout_progress_pb";
-import { type Clients, isReason } from "@octomesh/sdk";
+import type { Clients } from "@octomesh/sdk";
+import { checkId, isIdOf } from "../check-id.ts";
+import { checkModelName } from "../check-model-name.ts";
+import { checkVersionReference } from "../check-version.ts";
 import { collectPages, parseLimit } from "../collect-pages.ts";
 import type { CommandContext, CommandInput, CommandSpec } from "../command.ts";
 import { usageError } from "../command-error.ts";
@@ -27,6 +30,7 @@ import type { Column } from "../output.ts";
 import { choiceWord } from "../parse-choice.ts";
 import { parseDuration } from "../parse-duration.ts";
 import { resolveModel } from "../resolve-resource.ts";
+import { readNames } from "../resource-names.ts";
 
 const options = [
   ["--model <model>", "only this model, by name or id"],
@@ -123,8 +127,9 @@ function report<Desc extends DescMessage>(
     examples: [`telemetry ${name} --model vad --since 1h`, `telemetry ${name} --model vad --version 1.1.0 --json`],
     async run(context: CommandContext, input: CommandInput) {
       const limit = parseLimit(input.text("limit"));
+      const wanted = readWanted(context, input);
       const { clients } = await context.connect();
-      const filter = await filterOf(context, clients, input);
+      const filter = await filterOf(clients, wanted);
       const { items, truncated } = await collectPages<MessageShape<Desc> & { key?: AggregateKey }>(
         limit,
         async (pageSize, pageToken) => {
@@ -133,15 +138,13 @@ function report<Desc extends DescMessage>(
         },
       );
       const keyOf = (item: MessageShape<Desc>): AggregateKey | undefined => (item as { key?: AggregateKey }).key;
-      const versions = context.output.json
-        ? new Map<string, string>()
-        : await versionNumbers(clients, input.text("model"));
+      const forPeople = !context.output.json && !context.output.quiet;
+      const named = forPeople ? items.flatMap(({ key }) => (key === undefined ? [] : [key])) : [];
+      const names = await readNames(clients, named);
       const keyColumns: Column<MessageShape<Desc>>[] = [
         { title: "TIME", value: (item) => formatTime(keyOf(item)?.startTime) },
-        {
-          title: "VERSION",
-          value: (item) => versions.get(keyOf(item)?.versionId ?? "") ?? (keyOf(item)?.versionId || "-"),
-        },
+        { title: "MODEL", value: (item) => names.model(keyOf(item)?.modelId ?? "") || "-" },
+        { title: "VERSION", value: (item) => names.version(keyOf(item)?.versionId ?? "") || "-" },
         { title: "ROLLOUT", value: (item) => keyOf(item)?.rolloutId || "-" },
         { title: "COHORT", value: (item) => choiceWord(AggregateKey_CohortSchema, keyOf(item)?.cohort ?? 0) },
       ];
@@ -158,37 +161,37 @@ function report<Desc extends DescMessage>(
   };
 }
 
-/** The numbers of a model's versions by their ids, for people; empty where no model is named or it cannot be read. */
-async function versionNumbers(clients: Clients, model: string | undefined): Promise<Map<string, string>> {
-  if (model === undefined) return new Map();
-  try {
-    const { modelVersions } = await clients.modelVersions.listModelVersions({ modelId: model, pageSize: 1000 });
-    return new Map(modelVersions.map(({ id, version }) => [id, version]));
-  } catch (error) {
-    // A key that may read telemetry need not be allowed to read models: ids say enough.
-    if (isReason(error, "SCOPE_MISSING")) return new Map();
-    throw error;
-  }
+/** What the person asks for, in the person's words. */
+interface Wanted extends Omit<Filter, "modelId" | "versionId"> {
+  model: string | undefined;
+  version: string | undefined;
 }
 
-async function filterOf(context: CommandContext, clients: Clients, input: CommandInput): Promise<Filter> {
-  const model = input.text("model");
-  const version = input.text("version");
+/** Reads the options of a report before anything is sent. Throws usage errors. */
+function readWanted(context: CommandContext, input: CommandInput): Wanted {
+  const [model, version, rollout] = [input.text("model"), input.text("version"), input.text("rollout")];
   const widthSeconds = parseDuration(input.text("width") ?? "1m");
   if (widthSeconds % 60 !== 0 || widthSeconds > 86_400) throw usageError("--width is whole minutes, a day at most");
   const since = parseDuration(input.text("since") ?? "1h");
-  let versionId = "";
-  if (version !== undefined) {
-    if (/^mvr_[a-z2-7]{26}$/.test(version)) versionId = version;
-    else if (model === undefined) throw usageError("--version by number needs --model");
-    else versionId = (await clients.modelVersions.getModelVersion({ modelId: model, version })).id;
+  if (version !== undefined && !isIdOf("mvr", checkVersionReference(version)) && model === undefined) {
+    throw usageError("--version by number needs --model");
   }
   return {
-    modelId: model === undefined ? "" : await resolveModel(clients, model),
-    versionId,
-    rolloutId: input.text("rollout") ?? "",
+    model: model === undefined ? undefined : checkModelName(model),
+    version,
+    rolloutId: rollout === undefined ? "" : checkId("rol", rollout),
     startTime: timestampFromMs(context.terminal.now() - since * 1000),
     width: durationFromMs(widthSeconds * 1000),
     bySlice: input.flag("by-slice"),
   };
+}
+
+async function filterOf(clients: Clients, { model, version, ...rest }: Wanted): Promise<Filter> {
+  let versionId = "";
+  if (version !== undefined) {
+    versionId = isIdOf("mvr", version)
+      ? version
+      : (await clients.modelVersions.getModelVersion({ modelId: model ?? "", version })).id;
+  }
+  return { ...rest, modelId: model === undefined ? "" : await resolveModel(clients, model), versionId };
 }

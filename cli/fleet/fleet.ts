@@ -11,7 +11,9 @@ import {
 } from "@octomesh/sdk";
 import { type CallSummary, callStatistics } from "./call-statistics.ts";
 import { deviceTransport } from "./device-transport.ts";
+import { flushAll } from "./flush-all.ts";
 import { hasLoopbackRange, loopbackAddress, loopbackUrl } from "./loopback-address.ts";
+import { type RefusedModels, refusedModels } from "./refused-models.ts";
 import { sharedArtifacts } from "./shared-artifacts.ts";
 import { syntheticTelemetry } from "./synthetic-telemetry.ts";
 
@@ -70,7 +72,11 @@ export interface Fleet {
   calls(): CallSummary;
   /** Artifact bytes that came over the network. */
   downloadedBytes(): number;
-  /** Ends every device. */
+  /** The models that devices refused, and run no version of that they were told of since. */
+  readonly refused: Pick<RefusedModels, "count" | "devices" | "byKind">;
+  /** Sends the telemetry that waits at registered devices, for 5 seconds at most over all. Never rejects. */
+  flush(): Promise<void>;
+  /** Ends every device, after a last `flush`. */
   close(): Promise<void>;
 }
 
@@ -101,6 +107,9 @@ export interface FleetOptions {
   signal?: AbortSignal;
 }
 
+/** How long the telemetry that waits may take to be sent at the end, in milliseconds, over all devices. */
+const flushTimeoutMs = 5_000;
+
 const platforms = [Platform.ANDROID, Platform.IOS, Platform.LINUX];
 
 /**
@@ -114,6 +123,7 @@ export async function createFleet(options: FleetOptions): Promise<Fleet> {
   const block = options.addressBlock ?? 1 + Math.floor(Math.random() * 254);
   const statistics = callStatistics();
   const artifacts = sharedArtifacts();
+  const refused = refusedModels();
   const closing: (() => void)[] = [];
   let received = 0;
 
@@ -173,6 +183,7 @@ export async function createFleet(options: FleetOptions): Promise<Fleet> {
     });
     client.on("activated", ({ model, downloaded }) => {
       const { modelId, version } = model;
+      refused.accept(index, modelId);
       device.activations.push({
         atMs: performance.now(),
         toldAtMs,
@@ -189,7 +200,8 @@ export async function createFleet(options: FleetOptions): Promise<Fleet> {
     client.on("error", ({ operation, error }) => {
       device.failures.push({ operation, error, atMs: performance.now() });
     });
-    client.on("refused", ({ version, error }) => {
+    client.on("refused", ({ modelId, version, error }) => {
+      refused.refuse(index, modelId, error.kind);
       device.failures.push({ operation: `activate ${version}`, error, atMs: performance.now() });
     });
     client.on("revoked", () => {
@@ -235,9 +247,17 @@ export async function createFleet(options: FleetOptions): Promise<Fleet> {
     }
   }
 
+  const flush = () =>
+    flushAll(
+      devices.flatMap(({ client }) => (client.state === "running" ? [client] : [])),
+      flushTimeoutMs,
+    );
+
   return {
     devices,
     distinctAddresses,
+    refused,
+    flush,
     async start(wanted = devices) {
       const queue = [...wanted];
       const work = async () => {
@@ -268,8 +288,9 @@ export async function createFleet(options: FleetOptions): Promise<Fleet> {
     downloadedBytes: () => received,
     async close() {
       ended.abort(new Error("the fleet was closed"));
-      await Promise.allSettled(devices.map((device) => device.client.close()));
       await Promise.allSettled(measuring);
+      await flush();
+      await Promise.allSettled(devices.map((device) => device.client.close()));
       for (const close of closing) close();
     },
   };

@@ -61,6 +61,17 @@ describe("a rollout's state machine", () => {
     ).toEqual({ kind: "refused", refusal: expect.objectContaining({ kind: "percentage_not_monotone" }) });
   });
 
+  it("says the shares in percent where it refuses one", () => {
+    const refusal = (from: number, to: number) => {
+      const outcome = nextPosition(at("running", from), one, { kind: "set_percentage", percentageThousandths: to }, 0);
+      return outcome.kind === "refused" ? outcome.refusal.message : outcome.kind;
+    };
+    expect(refusal(100_000, 10_000)).toBe(
+      "the share is 100 % and only grows, so it cannot be set to 10 %: to go back, roll the rollout back",
+    );
+    expect(refusal(12_500, 12_345)).toContain("12.5 % and only grows, so it cannot be set to 12.345 %");
+  });
+
   it("waits for its time where the plan has one, and starts at once where that is over", () => {
     const scheduled: Plan = { ...one, scheduleTimeMs: 5_000 };
     expect(positionAfter(nextPosition(at("draft"), scheduled, { kind: "start" }, 4_999)).state).toBe("scheduled");

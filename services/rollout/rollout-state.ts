@@ -153,7 +153,7 @@ function setPercentage(position: Position, plan: Plan, share: number, nowMs: num
     return illegal(position.state, "set_percentage", "only a running rollout grows");
   }
   if (share < position.percentageThousandths) {
-    const message = `the share is ${position.percentageThousandths} and only grows, so it cannot be set to ${share}: to go back, roll the rollout back`;
+    const message = `the share is ${percent(position.percentageThousandths)} and only grows, so it cannot be set to ${percent(share)}: to go back, roll the rollout back`;
     return { kind: "refused", refusal: { kind: "percentage_not_monotone", message } };
   }
   if (share === position.percentageThousandths) return unchanged;
@@ -166,6 +166,11 @@ function setPercentage(position: Position, plan: Plan, share: number, nowMs: num
     stageIndex = index;
   }
   return moved({ state: "running", stageIndex, percentageThousandths: share, stageTimeMs: nowMs });
+}
+
+// Thousandths of a percent as people read them: 12500 is 12.5 %.
+function percent(thousandths: number): string {
+  return `${thousandths / 1000} %`;
 }
 
 function enterStage(position: Position, plan: Plan, index: number, nowMs: number): Position {
