@@ -12,6 +12,7 @@ import type { Call } from "./call.ts";
 import { type Connection, connectionKey } from "./connection.ts";
 import type { Cors } from "./cors.ts";
 import { isGuarded } from "./credentials.ts";
+import { decodeRefusal } from "./decode-error.ts";
 import { demandAudit } from "./enforce-policy.ts";
 import { fail, Reason, reasonOf } from "./errors.ts";
 import { presentable, type RpcMetrics, recordCall, requestIdHeader, requestIdOf } from "./observe.ts";
@@ -279,7 +280,9 @@ async function transcode(
     const error = errorFromJson(parseJson(bytes), new Headers(answer.header), new ConnectError("unknown error"));
     // What the transport refused before the interceptors ran names no reason yet.
     const refused =
-      reasonOf(error) === undefined ? presentable(error, options.log, handler.requestPath, requestId) : error;
+      reasonOf(error) === undefined
+        ? (decodeRefusal(error) ?? presentable(error, options.log, handler.requestPath, requestId))
+        : error;
     sendProblem(refused, requestId, response, answer.header);
     return;
   }
