@@ -60,8 +60,8 @@ interface Part {
 }
 
 /**
- * Ends the process by signal: SIGINT and SIGTERM shut down in order and exit 0; a second one exits at once, with 130 or
- * 143. An exception that nobody caught is logged, and the process shuts down and exits 1, as it does whatever asked first.
+ * Ends the process by signal: SIGINT and SIGTERM shut down in order and exit 0; a second SIGINT exits at once with 130.
+ * An exception that nobody caught is logged, and the process shuts down and exits 1, as it does whatever asked first.
  * A process that was started with a channel to its parent also ends, with 0, when that closes: the parent has gone.
  */
 export function handleSignals(shutdown: Shutdown, log: Logger): void {
@@ -75,14 +75,12 @@ export function handleSignals(shutdown: Shutdown, log: Logger): void {
       () => process.exit(1),
     );
   };
-  const onSignal = (signal: "SIGINT" | "SIGTERM", forced: number): void => {
-    process.on(signal, () => {
-      if (exitCode !== undefined) process.exit(forced);
-      end(signal, 0);
-    });
-  };
-  onSignal("SIGINT", 130);
-  onSignal("SIGTERM", 143);
+  process.on("SIGINT", () => {
+    if (exitCode !== undefined) process.exit(130);
+    end("SIGINT", 0);
+  });
+  // Supervisors send it to the whole group, wrappers pass it on: a second one is the first again, not impatience.
+  process.on("SIGTERM", () => end("SIGTERM", 0));
   process.on("disconnect", () => end("the parent has gone", 0));
   process.on("uncaughtException", (error) => {
     log.fatal({ err: error }, "uncaught exception");
