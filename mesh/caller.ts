@@ -1,4 +1,3 @@
-import { createContextKey } from "@connectrpc/connect";
 import type { Role, Scope } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { CallerKind as WireCallerKind } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import type { ServiceName } from "./service-name.ts";
@@ -43,9 +42,6 @@ export interface Caller {
   /** True client address, IPv4 or IPv6 in text; "" where there is none (background work). */
   readonly address: string;
 }
-
-/** Where the runtime keeps the caller of an rpc. */
-export const callerKey = createContextKey<Caller | undefined>(undefined, { description: "caller" });
 
 const wireKinds: Record<CallerKind, WireCallerKind> = {
   public: WireCallerKind.PUBLIC,

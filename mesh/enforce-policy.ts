@@ -4,7 +4,6 @@ import type { Logger } from "pino";
 import { type Admission, type AdmissionDeps, admit, admitFields } from "./admit.ts";
 import type { Call } from "./call.ts";
 import { callKey } from "./call-context.ts";
-import { callerKey } from "./caller.ts";
 import { connectionKey } from "./connection.ts";
 import { isGuarded } from "./credentials.ts";
 import { fail, Reason } from "./errors.ts";
@@ -31,7 +30,7 @@ export function enforcePolicy(policies: ReadonlyMap<DescMethod, Policy>, deps: A
     const requestId = request.header.get(requestIdHeader) ?? "";
     const enter = async (signal: AbortSignal): Promise<Admission> => {
       const admission = await admit({ method, policy, connection, header: request.header, requestId, signal }, deps);
-      contextValues.set(callerKey, admission.call.caller).set(callKey, admission.call);
+      contextValues.set(callKey, admission.call);
       if (policy.httpOnly)
         throw fail(Reason.NOT_IMPLEMENTED, "the method is served as plain HTTP at its REST path", {});
       return admission;
