@@ -15,6 +15,7 @@ export const auditExemptions: Readonly<Record<string, "REPORT" | "PART" | "MESH"
   "ModelVersionService.ListManifestKeys": "MESH",
   "TelemetryService.ReportTelemetry": "REPORT",
   "TenantService.EraseTenant": "PART",
+  "VerdictService.CreateVerdictSession": "REPORT",
   "VerdictService.SubmitSignals": "REPORT",
 };
 
@@ -28,7 +29,9 @@ export const foreignPaths: Readonly<Record<string, string>> = {
   "/.well-known/jwks.json": "the place where RFC 8615 and common practice look for keys",
   "/v1/signals": "the published interface of the verdict service",
   "/v1/sessions": "the published interface of the verdict service",
+  "/.well-known/verdict-jwks.json": "the place where RFC 8615 and common practice look for keys",
   "/v1/verdict/{session_ref}": "the published interface of the verdict service",
+  "/v1/verdict/{session_ref}/evidence": "beside the published interface of the verdict service",
 };
 
 /** Methods that admit API keys or read tokens without demanding a scope. */
