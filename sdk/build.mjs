@@ -82,7 +82,7 @@ async function buildUnlessBuilt(log) {
     outfile: join(dist, "index.js"),
     platform: "node",
     target: "node20",
-    external: ["@bufbuild/*", "@connectrpc/*", "@napi-rs/keyring"],
+    external: ["@bufbuild/*", "@connectrpc/*", "@napi-rs/keyring", "jose"],
   });
   const browser = await build({
     ...shared,

@@ -24,3 +24,12 @@ export {
 export { acquireLockFile, type HeldLock, type LockFileOptions, withLockFile } from "./device/lock-file.ts";
 export { type NodeOptions, nodeHttp as platformHttp } from "./platform/node.ts";
 export * from "./shared.ts";
+export { type VerdictKeys, verdictKeys } from "./verdict/verdict-keys.ts";
+export {
+  type Alarm,
+  VerdictTokenError,
+  type VerdictTokenProblem,
+  type VerifiedVerdict,
+  type VerifyVerdictOptions,
+  verifyVerdict,
+} from "./verdict/verify-verdict.ts";

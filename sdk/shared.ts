@@ -38,3 +38,11 @@ export {
   session,
   sessionState,
 } from "./session.ts";
+export {
+  type DecisionReason,
+  decide,
+  type VerdictAction,
+  type VerdictDecision,
+  type VerdictPolicy,
+} from "./verdict/decide.ts";
+export { readVerdict, type VerdictReading } from "./verdict/read-verdict.ts";
