@@ -2,9 +2,10 @@ import { once } from "node:events";
 import http from "node:http";
 import http2 from "node:http2";
 import { Readable } from "node:stream";
-import { type Listener, listenPlain } from "@octomesh/mesh/listen";
+import { type Listener, listenPlain, listenTls } from "@octomesh/mesh/listen";
 import type { HttpRequest, HttpResponse } from "@octomesh/mesh/service";
 import type { ServiceName } from "@octomesh/mesh/service-name";
+import { createTestAuthority } from "@octomesh/mesh/test/certificate-fixture";
 import { pino } from "pino";
 import { afterEach, expect, test } from "vitest";
 import { createForwarder } from "./forwarder.ts";
@@ -220,4 +221,25 @@ test("answers what no service owns itself", async () => {
   expect(await (await fetch(`${url}/healthz`)).text()).toBe("ok\n");
   const hidden = await fetch(`${url}/octomesh.rollout.v1.AssignmentService/ResolveDesiredStates`, { method: "POST" });
   expect(hidden.status).toBe(404);
+});
+
+test("reaches a service over TLS by its authority and by no other, and leaves licences behind", async () => {
+  const authority = await createTestAuthority();
+  const foreign = await createTestAuthority();
+  const { key, certificate } = await authority.issue();
+  const handler = (request: HttpRequest, response: HttpResponse): void => answerJson(response, request.headers);
+  const service = await listenTls({ host: "127.0.0.1", port: 0, log, key, certificate, handler });
+  closers.push(() => service.close(0));
+  const statusBy = async (...authorities: string[]): Promise<[number, boolean]> => {
+    const forwarder = createForwarder({ urlOf: () => `https://127.0.0.1:${service.port}`, authorities, log });
+    closers.push(() => forwarder.close());
+    const front = await open(forwarder.handle);
+    const headers = { "x-octet-license": "octet_live_x", "x-public": "passed on" };
+    const answer = await fetch(`http://127.0.0.1:${front.port}${modelsPath}`, { headers });
+    const text = await answer.text();
+    return [answer.status, text.includes("passed on") && !text.includes("octet_live_x")];
+  };
+  expect(await statusBy(authority.bundle)).toEqual([200, true]);
+  expect(await statusBy(foreign.bundle)).toEqual([503, false]);
+  expect(await statusBy()).toEqual([503, false]);
 });

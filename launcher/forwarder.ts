@@ -1,5 +1,6 @@
 import http2 from "node:http2";
 import { routeTable } from "@octomesh/mesh/contract";
+import { licenseHeader } from "@octomesh/mesh/edge-license";
 import { abandon, respond } from "@octomesh/mesh/http-handler";
 import { socketAddressOf } from "@octomesh/mesh/listen";
 import { answerUnknown } from "@octomesh/mesh/origin";
@@ -28,6 +29,11 @@ const hopByHop: readonly string[] = [
 /** Fields that this forwarder writes itself, and never takes from a client. */
 const ownFields: readonly string[] = ["forwarded", "host", "x-forwarded-for", "x-real-ip"];
 
+/** Fields that mean something only where an edge connects by itself, with its own certificate. */
+const edgeFields: readonly string[] = [licenseHeader];
+
+const neverPassed: ReadonlySet<string> = new Set([...hopByHop, ...ownFields, ...edgeFields]);
+
 /** Streams of one upstream connection at most; the services allow 256. */
 const maxStreams = 200;
 
@@ -35,7 +41,12 @@ const maxStreams = 200;
  * Forwards by the route table of the contract over HTTP/2, trailers included, which gRPC needs and the proxy libraries
  * for Node leave out. For development on one machine; production has nginx or a Gateway there.
  */
-export function createForwarder(options: { urlOf(service: ServiceName): string; log: Logger }): Forwarder {
+export function createForwarder(options: {
+  urlOf(service: ServiceName): string;
+  /** Certificates, PEM, of the authorities by which services whose URL is `https://…` are known. */
+  readonly authorities?: readonly string[];
+  readonly log: Logger;
+}): Forwarder {
   const table = routeTable();
   const owners = new Map(table.map((route) => [route.rpcPrefix, route.owner]));
   const rest = createRestRouter(table.flatMap((route) => route.bindings));
@@ -58,7 +69,12 @@ export function createForwarder(options: { urlOf(service: ServiceName): string; 
     pools.set(service, pool);
     const known = pool.find((each) => each.streams < maxStreams);
     if (known !== undefined) return known;
-    const session = http2.connect(options.urlOf(service), { settings: { initialWindowSize: 1024 * 1024 } });
+    const url = options.urlOf(service);
+    const session = http2.connect(url, {
+      settings: { initialWindowSize: 1024 * 1024 },
+      // Nobody is believed by the machine's own authorities: the services' certificates are this deployment's.
+      ...(url.startsWith("https:") ? { ca: [...(options.authorities ?? [])] } : {}),
+    });
     session.on("error", (error) => options.log.debug({ err: error, service }, "forwarding connection failed"));
     const upstream: Upstream = { session, streams: 0 };
     pool.push(upstream);
@@ -131,7 +147,7 @@ function passedOn(headers: http2.IncomingHttpHeaders): http2.OutgoingHttpHeaders
   const named = (headers.connection ?? "").split(",").map((each) => each.trim().toLowerCase());
   const out: http2.OutgoingHttpHeaders = {};
   for (const [name, value] of Object.entries(headers)) {
-    if (name.startsWith(":") || hopByHop.includes(name) || ownFields.includes(name) || named.includes(name)) continue;
+    if (name.startsWith(":") || neverPassed.has(name) || named.includes(name)) continue;
     out[name] = value;
   }
   return out;

@@ -20,6 +20,10 @@ import type { LaunchOptions } from "./options.ts";
 /** Where a started mesh is. */
 export interface MeshAddress {
   readonly publicUrl: string;
+  /** Where edges and backends reach the verdict service, `https://…`. */
+  readonly verdictUrl: string;
+  /** Where pages reach the edge. */
+  readonly edgeUrl: string;
   readonly services: readonly { readonly name: ServiceName; readonly mesh: number; readonly admin: number }[];
 }
 
@@ -50,6 +54,7 @@ export async function startInOneProcess(launch: Launch): Promise<MeshAddress> {
   const { options, shutdown } = launch;
   const meshPorts = new Map<ServiceName, number>();
   const environment = serviceEnvironment(launch, publicUrlOf(launch));
+  if (options.ephemeralPorts) environment[edgePortVariable] ??= "0";
   const level = logLevelOf(environment);
   const services: RunningService[] = [];
   let origin: ReturnType<typeof createOrigin> = (_request, response) => {
@@ -70,6 +75,10 @@ export async function startInOneProcess(launch: Launch): Promise<MeshAddress> {
   if (options.port === 0 && environment.OCTOMESH_PUBLIC_URL === undefined) {
     environment.OCTOMESH_PUBLIC_URL = `http://localhost:${listener.port}`;
   }
+  const verdictUrl = (): string => {
+    const port = services.find(({ name }) => name === "verdict")?.ports.public ?? portsOf("verdict").public;
+    return environment.OCTOMESH_VERDICT_PUBLIC_URL || `https://localhost:${port}`;
+  };
   const start = async (name: ServiceName): Promise<RunningService> => {
     const urls = await postgres.urls(name);
     const config = readRuntimeConfig(name, environment);
@@ -80,11 +89,14 @@ export async function startInOneProcess(launch: Launch): Promise<MeshAddress> {
         ...config,
         databaseUrl: config.databaseUrl ?? urls.url,
         migrationUrl: config.migrationUrl ?? urls.migrationUrl,
+        // Only the port that edges reach is opened beside the one origin, and where the origin is.
+        host: options.host,
         ports: options.ephemeralPorts ? { mesh: 0, public: 0, admin: 0 } : config.ports,
       },
       environment,
       urlOf: (sibling) =>
         config.siblingUrls[sibling] ?? `https://127.0.0.1:${meshPorts.get(sibling) ?? portsOf(sibling).mesh}`,
+      verdictUrl,
       embedded: { origin: name === "identity" },
       log: createLogger({ service: name, level, pretty: process.stdout.isTTY }),
     });
@@ -99,7 +111,10 @@ export async function startInOneProcess(launch: Launch): Promise<MeshAddress> {
     async () => services.every((service) => service.health.state === "serving"),
   );
   await Promise.all(services.map((service) => service.ready()));
+  const edgePort = services.find(({ name }) => name === "edge-relay")?.ownPorts().edge;
   return {
+    verdictUrl: verdictUrl(),
+    edgeUrl: edgeUrlOf(environment, edgePort),
     publicUrl: environment.OCTOMESH_PUBLIC_URL ?? `http://localhost:${listener.port}`,
     services: serviceNames.flatMap((name) => {
       const service = services.find((each) => each.name === name);
@@ -125,6 +140,17 @@ export function publicUrlOf({ options, environment }: Launch): string | undefine
   if (environment.OCTOMESH_PUBLIC_URL !== undefined) return environment.OCTOMESH_PUBLIC_URL;
   if (options.port === 0) return undefined;
   return `http://${isLoopbackHost(options.host) ? "localhost" : options.host}:${options.port}`;
+}
+
+/** The variable of the port that pages reach. */
+export const edgePortVariable = "OCTOMESH_EDGE_RELAY_EDGE_PORT";
+const edgePortDefault = 8090;
+
+/** Where pages on this machine reach the edge, on the port that it opened or was told to open. */
+export function edgeUrlOf(environment: Readonly<Record<string, string | undefined>>, port?: number): string {
+  const host = environment.OCTOMESH_EDGE_RELAY_EDGE_HOST || "127.0.0.1";
+  const name = isLoopbackHost(host) || host === "0.0.0.0" || host === "::" ? "localhost" : host;
+  return `http://${name}:${port ?? (environment[edgePortVariable] || edgePortDefault)}`;
 }
 
 /** The environment of the services: ours, and what the launcher decides for them. */

@@ -1,13 +1,22 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { readdir, rm } from "node:fs/promises";
+import { readdir, readFile, rm } from "node:fs/promises";
 import { createServer } from "node:net";
 import { fileURLToPath } from "node:url";
+import { admitsEdges } from "@octomesh/mesh/contract";
 import { listenPlain } from "@octomesh/mesh/listen";
 import { portsOf, type ServiceName, serviceNames, variableOf } from "@octomesh/mesh/service-name";
+import { defaultTrustDomain, openDevelopmentAuthority } from "@octomesh/mesh/tls";
 import { bundleServices } from "./bundle-services.ts";
 import { createForwarder } from "./forwarder.ts";
-import { type Launch, type MeshAddress, publicUrlOf, serviceEnvironment } from "./one-process.ts";
+import {
+  edgePortVariable,
+  edgeUrlOf,
+  type Launch,
+  type MeshAddress,
+  publicUrlOf,
+  serviceEnvironment,
+} from "./one-process.ts";
 
 const cache = new URL("../.cache/", import.meta.url);
 const readyTimeoutMs = 60_000;
@@ -26,7 +35,16 @@ export async function startProcesses(launch: Launch): Promise<MeshAddress> {
     );
   }
   const portOf = (name: ServiceName): ReturnType<typeof portsOf> => ports.get(name) ?? portsOf(name);
-  const forwarder = createForwarder({ urlOf: (name) => `http://127.0.0.1:${portOf(name).public}`, log });
+  const environment = serviceEnvironment(launch, publicUrlOf(launch));
+  // The forwarder is what the public reaches: the services behind it are known by the mesh's own certificates.
+  delete environment.OCTOMESH_PUBLIC_TLS_KEY_FILE;
+  delete environment.OCTOMESH_PUBLIC_TLS_CERT_FILE;
+  const authorities = [await portAuthority(environment)];
+  const forwarder = createForwarder({
+    urlOf: (name) => `${admitsEdges(name) ? "https" : "http"}://127.0.0.1:${portOf(name).public}`,
+    authorities,
+    log,
+  });
   shutdown.add("forwarder", () => forwarder.close());
   const listener = await listenPlain({
     host: options.host,
@@ -40,11 +58,12 @@ export async function startProcesses(launch: Launch): Promise<MeshAddress> {
   const postgres = await launch.openPostgres();
   const publicUrl = publicUrlOf(launch) ?? `http://localhost:${listener.port}`;
 
-  const environment = serviceEnvironment(launch, publicUrl);
+  environment.OCTOMESH_PUBLIC_URL = publicUrl;
   // The services listen to this machine alone, where the forwarder is the only proxy in front of them; it says where its
   // callers came from.
   environment.OCTOMESH_HOST = "127.0.0.1";
   environment.OCTOMESH_TRUSTED_PROXIES ??= "127.0.0.1/32";
+  if (options.ephemeralPorts) environment[edgePortVariable] ??= String(await freePort());
   for (const name of serviceNames) {
     const own = `OCTOMESH_${variableOf(name)}`;
     const { mesh, public: publicPort, admin } = portOf(name);
@@ -87,8 +106,18 @@ export async function startProcesses(launch: Launch): Promise<MeshAddress> {
   await Promise.all(serviceNames.map((name) => untilReady(name, portOf(name).admin, shutdown.signal)));
   return {
     publicUrl,
+    verdictUrl: environment.OCTOMESH_VERDICT_PUBLIC_URL || `https://localhost:${portOf("verdict").public}`,
+    edgeUrl: edgeUrlOf(environment),
     services: serviceNames.map((name) => ({ name, mesh: portOf(name).mesh, admin: portOf(name).admin })),
   };
+}
+
+/** The authority of the certificates on the services' own public ports: that of their mesh identities. */
+async function portAuthority(environment: Readonly<Record<string, string>>): Promise<string> {
+  const bundle = environment.OCTOMESH_TLS_BUNDLE_FILE;
+  if (bundle) return readFile(bundle, "utf8");
+  const trustDomain = environment.OCTOMESH_TRUST_DOMAIN || defaultTrustDomain;
+  return (await openDevelopmentAuthority(environment.OCTOMESH_STATE_DIR ?? "", trustDomain)).bundle;
 }
 
 /** Removes what launchers left that were killed. */

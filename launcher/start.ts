@@ -66,6 +66,8 @@ function announce(address: MeshAddress, stateDir: string): void {
     `  Octomesh is ready after ${seconds} s.`,
     "",
     `  Public origin   ${address.publicUrl}   (REST, Connect, gRPC, gRPC-Web)`,
+    `  Verdict API     ${address.verdictUrl}   (TLS, for edges and backends)`,
+    `  Edge            ${address.edgeUrl}${code === undefined ? "" : "   (waits for its kit until the organisation is set up)"}`,
     `  Services        ${address.services.map(({ name, mesh }) => `${name} ${mesh}`).join(", ")}   (mutual TLS)`,
     `  State           ${relative(process.cwd(), stateDir) || stateDir}/`,
     "",

@@ -54,6 +54,7 @@ function callerOf(kind: CallerKind, change: Partial<Caller> = {}): Caller {
     role: Role.UNSPECIFIED,
     plan: Plan.FREE,
     issuedMs: 0,
+    sandbox: false,
     address: "192.0.2.1",
     ...(kind === "peer" || kind === "delegated" ? { peer: "rollout" } : {}),
     ...change,
@@ -233,6 +234,20 @@ describe("the rate limit", () => {
     expect(
       await takes(policy, [at("2001:db8::1"), at("2001:db8::2"), at("2001:db8::3"), at("2001:db8:0:1::1")]),
     ).toEqual([...limited, "ok"]);
+  });
+
+  test("counts an edge by its licence, whatever certificates it has", async () => {
+    const policy = { ...openPolicy, surface: Surface.EDGE };
+    const callers = ["ecr_1", "", "ecr_2"].map((credentialId) => callerOf("edge", { id: "lic_1", credentialId }));
+    const neighbour = callerOf("edge", { id: "lic_2", credentialId: "" });
+    expect(await takes(policy, [...callers, neighbour])).toEqual([...limited, "ok"]);
+  });
+
+  test("counts a partner's backend by its key", async () => {
+    const policy = { ...openPolicy, surface: Surface.INFERENCE };
+    const callers = Array.from({ length: 3 }, () => callerOf("partner"));
+    const neighbour = callerOf("partner", { id: "another", credentialId: "another" });
+    expect(await takes(policy, [...callers, neighbour])).toEqual([...limited, "ok"]);
   });
 
   test("does not count peers", async () => {

@@ -224,7 +224,8 @@ function bucketFor(
     case Surface.INFERENCE:
       return { surface: "inference", key: caller.credentialId };
     case Surface.EDGE:
-      return { surface: "edge", key: caller.credentialId };
+      // By licence: certificates are renewed, and a licence may do without.
+      return { surface: "edge", key: caller.id };
     case Surface.UNAUTHENTICATED:
       return { surface: "unauthenticated", key: source };
     default:

@@ -21,9 +21,12 @@ export interface Caller {
   readonly kind: CallerKind;
   /** The organisation, "" for callers that have none (public, peer). */
   readonly orgId: string;
-  /** Who: `usr_…`, `key_…`, `dev_…`, `btk_…`, `rdt_…`, or the name of a service. "" for public. */
+  /** Who: `usr_…`, `key_…`, `dev_…`, `btk_…`, `rdt_…`, `pky_…`, `lic_…`, or the name of a service. "" for public. */
   readonly id: string;
-  /** The credential: `ses_…`, `key_…`, `crd_…`, `btk_…`, or a SPIFFE ID. */
+  /**
+   * The credential: `ses_…`, `key_…`, `crd_…`, `btk_…`, `pky_…`, or a SPIFFE ID; for kind edge the client certificate,
+   * `ecr_…`, and "" where the edge has shown none.
+   */
   readonly credentialId: string;
   /** What the credential may do. */
   readonly scopes: ReadonlySet<Scope>;
@@ -39,6 +42,11 @@ export interface Caller {
   readonly issuedMs: number;
   /** When the credential lapses, ms since the epoch; absent where it does not. */
   readonly expiresMs?: number;
+  /**
+   * Whether the credential says that it is of a test organisation. API keys, read tokens, partner keys, bootstrap tokens
+   * and licences do; false for all other kinds, whose credential does not say.
+   */
+  readonly sandbox: boolean;
   /** True client address, IPv4 or IPv6 in text; "" where there is none (background work). */
   readonly address: string;
 }

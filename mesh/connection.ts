@@ -9,6 +9,23 @@ export interface Connection {
   readonly address: string;
   /** The service whose certificate the connection proved; only on the mesh listener. */
   readonly peer?: { readonly service: ServiceName; readonly spiffeId: string };
+  /** Present where the connection came over the TLS listener that edges use: licences are looked at there, and nowhere else. */
+  readonly edge?: EdgeConnection;
+}
+
+/** What a connection over the edges' listener has proved. */
+export interface EdgeConnection {
+  /** The edge's client certificate; absent unless the handshake verified it and it says what an edge's must say. */
+  readonly certificate?: EdgeCertificateIdentity;
+}
+
+/** Whose a client certificate of an edge is. */
+export interface EdgeCertificateIdentity {
+  /** `spiffe://<trust domain>/edge/<org>/<certificate>`. */
+  readonly spiffeId: string;
+  readonly orgId: string;
+  readonly licenseId: string;
+  readonly certificateId: string;
 }
 
 /** Where the runtime keeps the connection of an rpc. */

@@ -54,6 +54,16 @@ export const publicServices: readonly DescService[] = contractServices.filter((s
   service.methods.some((method) => policyOf(method).isPublic),
 );
 
+/**
+ * Whether a service has methods for edges, which reach it over TLS with their own client certificates and not through
+ * the public origin.
+ */
+export function admitsEdges(service: ServiceName): boolean {
+  return contractServices.some(
+    (each) => ownerOf(each) === service && each.methods.some((method) => policyOf(method).callers.has("edge")),
+  );
+}
+
 /** One line of the route table: what of the public surface is whose. */
 export interface Route {
   readonly owner: ServiceName;

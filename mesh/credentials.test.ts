@@ -6,13 +6,14 @@ import {
   ResolveCredentialResponseSchema,
   ResolveCredentialResponse_State as State,
 } from "@octomesh/proto/octomesh/identity/v1/credential_service_pb";
+import { Environment } from "@octomesh/proto/octomesh/identity/v1/organization_pb";
 import { Role, Scope, CallerKind as WireKind } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { exportJWK, generateKeyPair, SignJWT } from "jose";
 import { pino } from "pino";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { defaultLimits } from "./admit.ts";
 import type { CallerKind } from "./caller.ts";
-import type { Connection } from "./connection.ts";
+import type { Connection, EdgeCertificateIdentity } from "./connection.ts";
 import { type Credentials, createCredentials } from "./credentials.ts";
 import { delegateHeader, formatDelegation } from "./delegation.ts";
 import { fail, Reason, reasonOf } from "./errors.ts";
@@ -22,10 +23,12 @@ import type { Policy } from "./policy.ts";
 import { createRateLimiter } from "./ratelimit.ts";
 import type { Revocations } from "./revocations.ts";
 import { createSystemCall } from "./system-call.ts";
+import { createLicenseSigner } from "./test/license-fixture.ts";
 
 const log = pino({ level: "silent" });
 const orgId = newId("org");
 const issuer = "octomesh.test";
+const signer = await createLicenseSigner();
 const guesses = 5;
 
 const policy: Policy = {
@@ -44,6 +47,7 @@ const policy: Policy = {
 };
 
 interface Issued {
+  environment?: Environment;
   kind: WireKind;
   id: string;
   state: State;
@@ -112,6 +116,7 @@ beforeEach(() => {
   credentials = createCredentials({
     client: createClient(CredentialService, transport),
     revocations,
+    edgeTrust: { licenseKey: async (keyId) => (keyId === signer.keyId ? signer.publicKey : undefined) },
     limiter: createRateLimiter({
       limits: { ...defaultLimits, unauthenticated: { points: guesses, windowMs: 60_000 } },
       clock,
@@ -439,6 +444,153 @@ describe("on the mesh", () => {
     expect(await who({ [delegateHeader]: value })).toBe("CREDENTIAL_MISSING");
     const token = issue("edg_live_", WireKind.API_KEY);
     expect(await who({ [delegateHeader]: value, ...bearer(token) })).toBe("api_key");
+  });
+});
+
+describe("a partner's key", () => {
+  const forPartners: Policy = { ...policy, callers: new Set<CallerKind>(["partner"]) };
+
+  test("is admitted by the header of its own, says whether it is the sandbox's, and its use is reported", async () => {
+    const environments = [Environment.LIVE, Environment.TEST, Environment.UNSPECIFIED];
+    const found = [];
+    for (const environment of environments) {
+      const token = issue("edg_partner_", WireKind.PARTNER, { environment });
+      const header = new Headers({ "x-octet-partner-key": token });
+      const caller = await credentials.authenticate({ policy: forPartners, connection: outside, header });
+      found.push([caller.kind, caller.id === caller.credentialId, caller.sandbox]);
+    }
+    expect(found).toEqual([
+      ["partner", true, false],
+      ["partner", true, true],
+      ["partner", true, false],
+    ]);
+    await credentials.stop();
+    expect(reports.map((ids) => ids.length)).toEqual([3]);
+  });
+});
+
+describe("an edge", () => {
+  const forEdges: Policy = { ...policy, callers: new Set<CallerKind>(["edge"]) };
+  const certificate: EdgeCertificateIdentity = {
+    spiffeId: `spiffe://${issuer}/edge/${orgId}/ecr_1`,
+    orgId,
+    licenseId: newId("lic"),
+    certificateId: newId("ecr"),
+  };
+  const bare: Connection = { listener: "public", address: "192.0.2.7", edge: {} };
+  const proved: Connection = { ...bare, edge: { certificate } };
+
+  function license(claims: Record<string, unknown> = {}): Promise<string> {
+    return signer.sign({ claims: { iss: issuer, sub: certificate.licenseId, org: orgId, ...claims }, now });
+  }
+
+  /** Who the credentials say that calls, or the reason of their refusal. */
+  async function edge(
+    text: string | undefined,
+    connection: Connection,
+    more: Record<string, string> = {},
+  ): Promise<unknown> {
+    const header = new Headers({ ...more, ...(text === undefined ? {} : { "x-octet-license": text }) });
+    try {
+      const caller = await credentials.authenticate({ policy: forEdges, connection, header });
+      return [caller.kind, caller.id, caller.credentialId, caller.sandbox];
+    } catch (error) {
+      return Reason[reasonOf(error) ?? Reason.UNSPECIFIED];
+    }
+  }
+
+  test("is its licence, over the edges' listener alone", async () => {
+    const text = await license();
+    expect(await edge(text, proved)).toEqual(["edge", certificate.licenseId, certificate.certificateId, false]);
+    expect(await edge(text, outside)).toBe("CREDENTIAL_MISSING");
+    expect(await edge(undefined, proved)).toBe("CREDENTIAL_MISSING");
+    expect(await edge(undefined, proved, bearer(text))).toBe("CREDENTIAL_MALFORMED");
+    expect(await edge(text, { ...outside, listener: "mesh" })).toBe("CREDENTIAL_MISSING");
+  });
+
+  test("is none in a service that knows no edges", async () => {
+    const others = createCredentials({
+      client: createClient(CredentialService, transport),
+      revocations,
+      limiter: createRateLimiter({ limits: defaultLimits, clock: { now: () => now }, log }),
+      issuer,
+      clock: { now: () => now },
+      log,
+    });
+    const header = new Headers({ "x-octet-license": await license() });
+    const work = others.authenticate({ policy: forEdges, connection: proved, header });
+    expect(reasonOf(await work.catch((error: unknown) => error))).toBe(Reason.CREDENTIAL_MISSING);
+    await others.stop();
+  });
+
+  test("shows a certificate where its licence demands one, and its own where it shows one", async () => {
+    const foreignOrg: Connection = { ...bare, edge: { certificate: { ...certificate, orgId: newId("org") } } };
+    const foreignLicense: Connection = { ...bare, edge: { certificate: { ...certificate, licenseId: newId("lic") } } };
+    const found: Record<string, unknown[]> = {};
+    for (const mtls of ["off", "request", "require"]) {
+      const text = await license({ mtls, env: "test" });
+      found[mtls] = [];
+      for (const each of [proved, bare, foreignOrg, foreignLicense]) found[mtls]?.push(await edge(text, each));
+    }
+    const without = ["edge", certificate.licenseId, "", true];
+    const withIt = ["edge", certificate.licenseId, certificate.certificateId, true];
+    const mismatch = "EDGE_CERTIFICATE_MISMATCH";
+    expect(found).toEqual({
+      off: [without, without, without, without],
+      request: [withIt, without, mismatch, mismatch],
+      require: [withIt, "EDGE_CERTIFICATE_REQUIRED", mismatch, mismatch],
+    });
+  });
+
+  test("is refused at the moment of a revocation, of its certificate by a reason of its own", async () => {
+    const required = await license();
+    const requested = await license({ mtls: "request" });
+    const found: unknown[] = [];
+    for (const id of [certificate.certificateId, certificate.licenseId, orgId, ""]) {
+      revoked = new Set([id]);
+      found.push(
+        [await edge(required, proved), await edge(requested, bare)].map((each) =>
+          Array.isArray(each) ? each[0] : each,
+        ),
+      );
+    }
+    expect(found).toEqual([
+      ["EDGE_CERTIFICATE_REVOKED", "edge"],
+      ["CREDENTIAL_REVOKED", "CREDENTIAL_REVOKED"],
+      ["CREDENTIAL_REVOKED", "CREDENTIAL_REVOKED"],
+      ["edge", "edge"],
+    ]);
+    revoked = new Set();
+    isFresh = false;
+    expect(await edge(required, proved)).toBe("REVOCATIONS_STALE");
+  });
+
+  test("ends when its licence lapses, also where it is remembered", async () => {
+    const text = await license();
+    expect(await edge(text, proved)).toHaveLength(4);
+    now += 3_599_999;
+    expect(await edge(text, proved)).toHaveLength(4);
+    now += 1;
+    expect(await edge(text, proved)).toBe("CREDENTIAL_EXPIRED");
+  });
+
+  test("that guesses licences is limited by its source, and others are not", async () => {
+    const found: unknown[] = [];
+    for (let i = 0; i < guesses + 2; i += 1) {
+      found.push(
+        await edge(i % 2 === 0 ? "octet_live_nonsense" : await signer.sign({ footer: '{"kid":"other"}' }), bare),
+      );
+    }
+    expect(found.slice(0, guesses).every((each) => /MALFORMED|UNKNOWN/.test(String(each)))).toBe(true);
+    expect(found.slice(guesses)).toEqual(["RATE_LIMITED", "RATE_LIMITED"]);
+    const elsewhere: Connection = { ...proved, address: "192.0.2.8" };
+    expect(await edge(await license(), elsewhere)).toHaveLength(4);
+  });
+
+  test("that is good is no guess, however many licences there are", async () => {
+    for (let i = 0; i < 3 * guesses; i += 1) {
+      expect(await edge(await license({ sub: newId("lic"), mtls: "off" }), bare)).toHaveLength(4);
+    }
   });
 });
 

@@ -5,6 +5,7 @@ import {
   type CredentialService,
   ResolveCredentialResponse_State as ResolvedState,
 } from "@octomesh/proto/octomesh/identity/v1/credential_service_pb";
+import { Environment } from "@octomesh/proto/octomesh/identity/v1/organization_pb";
 import { Role, type Scope } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import {
   createLocalJWKSet,
@@ -19,14 +20,21 @@ import type { Logger } from "pino";
 import type { LimitSurface } from "./admit.ts";
 import { type Caller, type CallerKind, kindOfWire } from "./caller.ts";
 import type { Clock } from "./clock.ts";
-import type { Connection } from "./connection.ts";
+import type { Connection, EdgeConnection } from "./connection.ts";
 import { delegateHeader, parseDelegation } from "./delegation.ts";
+import {
+  type ClientCertificateMode,
+  isLicense,
+  licenseHeader,
+  type VerifyLicenseOptions,
+  verifyLicense,
+} from "./edge-license.ts";
 import { fail, Reason, reasonOf } from "./errors.ts";
 import { createGuards, type Guard } from "./guards.ts";
 import { parseToken } from "./opaque-token.ts";
 import type { Policy } from "./policy.ts";
 import type { RateLimiter } from "./ratelimit.ts";
-import type { Revocations } from "./revocations.ts";
+import { type Revocations, Subject } from "./revocations.ts";
 import { isRevokedCaller } from "./revoked-caller.ts";
 import { sourceOf } from "./source-of.ts";
 
@@ -34,7 +42,8 @@ import { sourceOf } from "./source-of.ts";
 export interface Credentials {
   /**
    * The caller that a request's credential proves. Throws the refusal: CREDENTIAL_MISSING, _MALFORMED, _UNKNOWN,
-   * _EXPIRED, _REVOKED, _USED, REVOCATIONS_STALE, or RATE_LIMITED for an address that guesses.
+   * _EXPIRED, _REVOKED, _USED, EDGE_CERTIFICATE_REQUIRED, _MISMATCH, _REVOKED, REVOCATIONS_STALE, or RATE_LIMITED for an
+   * address that guesses.
    */
   authenticate(request: { policy: Policy; connection: Connection; header: Headers }): Promise<Caller>;
   /**
@@ -52,6 +61,8 @@ export interface CredentialsOptions {
   readonly revocations: Revocations;
   readonly limiter: RateLimiter;
   readonly issuer: string;
+  /** By what licences of edges are believed. Without it, a service knows no edges. */
+  readonly edgeTrust?: VerifyLicenseOptions["trust"];
   readonly clock: Clock;
   readonly log: Logger;
 }
@@ -59,6 +70,8 @@ export interface CredentialsOptions {
 /** A credential as proved once, kept by its digest. */
 interface Known {
   readonly caller: Omit<Caller, "address">;
+  /** What a licence demands of the connection that it comes over. */
+  readonly clientCertificate?: ClientCertificateMode;
   /** When identity is asked again, the backstop of pushed revocation. */
   readonly recheckMs: number;
 }
@@ -73,7 +86,10 @@ const maxUsesKept = 100_000;
 const noScopes: ReadonlySet<Scope> = new Set();
 
 /** Opaque credentials that identity resolves, by prefix. */
-const opaquePrefixes = new Set(["edg_live_", "edg_test_", "edg_bootstrap_", "edg_read_"]);
+const opaquePrefixes = new Set(["edg_live_", "edg_test_", "edg_bootstrap_", "edg_read_", "edg_partner_"]);
+
+/** Kinds of caller whose last use identity is told. */
+const reportedKinds: ReadonlySet<CallerKind> = new Set<CallerKind>(["api_key", "read_token", "partner"]);
 
 /** Kinds of caller that an opaque credential can make: no answer of identity's makes anyone a peer, or the public. */
 const opaqueKinds: ReadonlySet<CallerKind> = new Set<CallerKind>(["api_key", "bootstrap", "read_token", "partner"]);
@@ -108,7 +124,7 @@ export function createCredentials(options: CredentialsOptions): Credentials {
     }
   };
   const noteUse = ({ kind, id, orgId }: Known["caller"]): void => {
-    if (kind !== "api_key" && kind !== "read_token") return;
+    if (!reportedKinds.has(kind)) return;
     if (used.size < maxUsesKept || used.has(id)) used.set(id, { orgId, timeMs: clock.now() });
   };
   const useTimer = setInterval(() => {
@@ -146,6 +162,7 @@ export function createCredentials(options: CredentialsOptions): Credentials {
         role: Role.UNSPECIFIED,
         plan: answer.plan,
         issuedMs: 0,
+        sandbox: answer.environment === Environment.TEST,
         ...(answer.expireTime === undefined ? {} : { expiresMs: timestampMs(answer.expireTime) }),
       },
       recheckMs: clock.now() + recheckAfterMs,
@@ -183,6 +200,7 @@ export function createCredentials(options: CredentialsOptions): Credentials {
           role: typeof role === "number" ? (role as Role) : Role.UNSPECIFIED,
           plan: typeof plan === "number" ? plan : 0,
           issuedMs,
+          sandbox: false,
           expiresMs: (exp ?? 0) * 1000,
         },
         // Its key may have been withdrawn.
@@ -197,6 +215,27 @@ export function createCredentials(options: CredentialsOptions): Credentials {
         throw fail(Reason.CREDENTIAL_MALFORMED, "the token is not well formed");
       throw error;
     }
+  };
+
+  const verifyEdge = async (license: string, trust: VerifyLicenseOptions["trust"]): Promise<Known> => {
+    const proved = await verifyLicense(license, { trust, issuer: options.issuer, clock });
+    return {
+      caller: {
+        kind: "edge",
+        orgId: proved.orgId,
+        id: proved.id,
+        credentialId: "",
+        scopes: noScopes,
+        role: Role.UNSPECIFIED,
+        plan: 0,
+        // A licence is never issued again under its id: whatever revokes it does so for good.
+        issuedMs: 0,
+        sandbox: proved.environment === "test",
+        expiresMs: proved.expiresMs,
+      },
+      clientCertificate: proved.clientCertificate,
+      recheckMs: clock.now() + recheckAfterMs,
+    };
   };
 
   const refuseRevoked = (entry: Known): void => {
@@ -235,11 +274,14 @@ export function createCredentials(options: CredentialsOptions): Credentials {
   const lookUp = (credential: string, digest: Buffer, key: string): Promise<Known> => {
     const underWay = resolving.get(key);
     if (underWay !== undefined) return underWay;
-    const work = (isSigned(credential) ? verifySigned(credential) : resolveOpaque(digest)).finally(() =>
-      resolving.delete(key),
-    );
+    const work = proofOf(credential, digest).finally(() => resolving.delete(key));
     resolving.set(key, work);
     return work;
+  };
+
+  const proofOf = (credential: string, digest: Buffer): Promise<Known> => {
+    if (options.edgeTrust !== undefined && isLicense(credential)) return verifyEdge(credential, options.edgeTrust);
+    return isSigned(credential) ? verifySigned(credential) : resolveOpaque(digest);
   };
 
   const prove = async (credential: string, address: string): Promise<Known> => {
@@ -267,15 +309,15 @@ export function createCredentials(options: CredentialsOptions): Credentials {
         const reason = refusalOf(error);
         if (reason !== undefined) {
           known.delete(key);
-          // A signed token is verified here, and the key that it names may be about to become known.
-          if (!isSigned(credential)) refused.set(key, { reason, untilMs: clock.now() + refusedForMs });
+          // What is signed is verified here, and the key that it names may be about to become known.
+          if (!isVerifiedHere(credential)) refused.set(key, { reason, untilMs: clock.now() + refusedForMs });
         }
         throw error;
       }
     };
     // A credential that was good a minute ago is no guess, whatever its neighbours behind the same address do.
     if (remembered !== undefined) return work();
-    return attempt(sourceOf(address), isSigned(credential) ? undefined : key, work);
+    return attempt(sourceOf(address), isVerifiedHere(credential) ? undefined : key, work);
   };
 
   return {
@@ -292,14 +334,17 @@ export function createCredentials(options: CredentialsOptions): Credentials {
           role: Role.UNSPECIFIED,
           plan: 0,
           issuedMs: 0,
+          sandbox: false,
           address,
         };
       }
-      const credential = credentialOf(header);
+      const license = options.edgeTrust && connection.edge ? (header.get(licenseHeader) ?? undefined) : undefined;
+      const credential = license ?? credentialOf(header);
       if (credential === undefined) {
-        throw fail(Reason.CREDENTIAL_MISSING, "the call needs a credential: send `Authorization: Bearer …`");
+        const name = policy.callers.has("edge") ? `${licenseHeader}: …` : "Authorization: Bearer …";
+        throw fail(Reason.CREDENTIAL_MISSING, `the call needs a credential: send \`${name}\``);
       }
-      if (!isWellFormed(credential)) {
+      if (license === undefined ? !isWellFormed(credential) : !isLicense(license)) {
         return attempt(sourceOf(address), undefined, async () => {
           throw fail(Reason.CREDENTIAL_MALFORMED, "the credential is not well formed");
         });
@@ -310,7 +355,8 @@ export function createCredentials(options: CredentialsOptions): Credentials {
       const entry = await prove(credential, address);
       refuseRevoked(entry);
       noteUse(entry.caller);
-      return { ...entry.caller, address };
+      const certificate = checkEdgeCertificate(entry, connection.edge, revocations);
+      return { ...entry.caller, ...(certificate && { credentialId: certificate }), address };
     },
     guard: (caller) => guards.guard(caller),
     async stop() {
@@ -329,6 +375,7 @@ function peerOf(connection: Connection, header: Headers, policy: Policy): Caller
     scopes: noScopes,
     role: Role.UNSPECIFIED,
     issuedMs: 0,
+    sandbox: false,
     peer: peer.service,
   };
   const value = header.get(delegateHeader);
@@ -359,8 +406,37 @@ function credentialOf(header: Headers): string | undefined {
   return header.get("x-api-key") ?? header.get("x-octet-partner-key") ?? undefined;
 }
 
+/**
+ * Holds the connection to what a licence demands of it. Returns the id of the client certificate; undefined where there
+ * is none, none is looked at, or the caller is no edge. Throws EDGE_CERTIFICATE_REQUIRED, _MISMATCH or _REVOKED.
+ */
+function checkEdgeCertificate(
+  { caller, clientCertificate: mode }: Known,
+  edge: EdgeConnection | undefined,
+  revocations: Revocations,
+): string | undefined {
+  if (mode === undefined || mode === "off") return undefined;
+  const certificate = edge?.certificate;
+  if (certificate === undefined) {
+    if (mode === "request") return undefined;
+    throw fail(Reason.EDGE_CERTIFICATE_REQUIRED, "the licence demands a client certificate of the edge");
+  }
+  if (certificate.orgId !== caller.orgId || certificate.licenseId !== caller.id) {
+    throw fail(Reason.EDGE_CERTIFICATE_MISMATCH, "the client certificate belongs to another licence");
+  }
+  if (revocations.isRevoked(Subject.EDGE_CERTIFICATE, certificate.certificateId, 0)) {
+    throw fail(Reason.EDGE_CERTIFICATE_REVOKED, "the client certificate was revoked");
+  }
+  return certificate.certificateId;
+}
+
 function isSigned(credential: string): boolean {
   return credential.startsWith("eyJ");
+}
+
+/** Whether a credential is verified by its signature, without asking identity about it. */
+function isVerifiedHere(credential: string): boolean {
+  return isSigned(credential) || isLicense(credential);
 }
 
 function isWellFormed(credential: string): boolean {

@@ -43,7 +43,14 @@ afterEach(() => {
 });
 
 function callerOf(kind: CallerKind, change: Partial<Caller> = {}): Caller {
-  const common = { scopes: new Set<never>(), role: Role.UNSPECIFIED, plan: 1, issuedMs: 0, address: "" };
+  const common = {
+    scopes: new Set<never>(),
+    role: Role.UNSPECIFIED,
+    plan: 1,
+    issuedMs: 0,
+    sandbox: false,
+    address: "",
+  };
   return { kind, orgId, id: `${kind}-1`, credentialId: `${kind}-credential`, ...common, ...change };
 }
 

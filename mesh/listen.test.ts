@@ -9,13 +9,24 @@ import {
 } from "node:http2";
 import { get as getHttps } from "node:https";
 import { connect, type Socket } from "node:net";
-import { connect as connectTls } from "node:tls";
+import { Duplex } from "node:stream";
+import { connect as connectTls, type TLSSocket } from "node:tls";
 import fc from "fast-check";
 import { pino } from "pino";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
 import { parseCidrList } from "./cidr.ts";
 import { ConfigError } from "./config.ts";
-import { type Listener, type ListenOptions, listen, listenPlain, listenTls, socketAddressOf } from "./listen.ts";
+import {
+  type ConnectionObserver,
+  type Listener,
+  type ListenOptions,
+  listen,
+  listenPlain,
+  listenTls,
+  type ObservedConnection,
+  observedOf,
+  socketAddressOf,
+} from "./listen.ts";
 import type { HttpRequest, HttpResponse } from "./service.ts";
 import { createTestAuthority } from "./test/certificate-fixture.ts";
 import type { IdentityMaterial } from "./tls.ts";
@@ -391,6 +402,185 @@ describe("PROXY protocol", () => {
   });
 });
 
+describe("watching connections", () => {
+  it("sees accept, ClientHello and handshake of TLS connections, and finds the watcher by each request", async () => {
+    const watch = watcher();
+    const listener = await tls({ observe: watch.observer, handler: watch.tell });
+    expect(watch.servers).toBe(1);
+    const session = connectHttp2(`https://localhost:${listener.port}`, { ca: material.bundle });
+    closers.push(() => session.destroy());
+    await answerOf(session.request({ ":path": "/" }));
+    await answerOf(session.request({ ":path": "/" }));
+    await rawTls(listener.port, get11);
+    expect(watch.requests).toEqual([0, 0, 1]);
+    for (const { events, bytes } of watch.connections) {
+      expect(events.slice(0, 2)).toEqual(["began", "bytes"]);
+      expect(bytes.readUInt8(0)).toBe(22);
+      expect(bytes.length).toBe(5 + bytes.readUInt16BE(3));
+    }
+    expect(watch.connections.map(({ events }) => events[2])).toEqual(["secured h2", "secured http/1.1"]);
+    session.destroy();
+    await expect.poll(() => watch.connections.map(({ events }) => events.at(-1))).toEqual(["closed", "closed"]);
+  });
+
+  it("shows a ClientHello whole that comes in pieces, also behind a PROXY protocol header", async () => {
+    const watch = watcher();
+    const listener = await tls({ observe: watch.observer, handler: watch.tell, proxyProtocolFrom: loopback });
+    for (const size of [1, 3, 100_000]) {
+      const socket = tlsInPieces(listener.port, "PROXY TCP4 203.0.113.7 192.0.2.1 5000 443\r\n", size);
+      await once(socket, "secureConnect");
+      const text = textOf(socket);
+      socket.end(get11);
+      expect(await text).toMatch(/^HTTP\/1\.1 200.*"address":"203\.0\.113\.7"/s);
+    }
+    expect(watch.requests).toEqual([0, 1, 2]);
+    for (const { events, bytes } of watch.connections) {
+      expect(events.slice(0, 3)).toEqual(["began", "bytes", "secured false"]);
+      expect(bytes.length).toBeGreaterThanOrEqual(5 + bytes.readUInt16BE(3));
+    }
+  });
+
+  it("lets what is no TLS be refused as before, and closes what says too little in time", async () => {
+    const watch = watcher();
+    const listener = await tls({ observe: watch.observer, handler: watch.tell, limits: { headersTimeoutMs: 100 } });
+    expect(await raw(listener.port, [])).toBe("");
+    await raw(listener.port, [get11]);
+    expect(await raw(listener.port, [Buffer.from([22, 3, 1, 2, 0, 1])])).toBe("");
+    expect(await raw(listener.port, [Buffer.from([22, 3, 1, 0xff, 0xff])])).toBe("");
+    await raw(listener.port, [Buffer.concat([Buffer.from([22, 3, 1, 0xff, 0xff]), Buffer.alloc(40_000)])]);
+    expect(await rawTls(listener.port, get11)).toMatch(/^HTTP\/1\.1 200/);
+    await expect.poll(() => watch.connections.every(({ events }) => events.at(-1) === "closed")).toBe(true);
+    expect(watch.connections.map(({ events }) => events.filter((event) => event !== "closed"))).toEqual([
+      [],
+      ["began", "bytes"],
+      ["began"],
+      ["began"],
+      ["began", "bytes"],
+      ["began", "bytes", "secured http/1.1"],
+    ]);
+    expect(Math.max(...watch.connections.map(({ bytes }) => bytes.length))).toBe(16 * 1024);
+  });
+
+  it("sees the first bytes of plaintext connections of both protocols, and of upgrades", async () => {
+    const watch = watcher();
+    const listener = await plain({
+      observe: watch.observer,
+      handler: watch.tell,
+      upgrade(request, socket) {
+        watch.note(request);
+        socket.end("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nhi");
+      },
+    });
+    await answerOf(http2(listener.port).request({ ":path": "/" }));
+    await raw(listener.port, get11.split(""));
+    const asks = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
+    expect(await raw(listener.port, [asks])).toMatch(/^HTTP\/1\.1 101.*hi$/s);
+    expect(watch.requests).toEqual([0, 1, 2]);
+    expect(watch.connections.map(({ bytes }) => bytes.toString("latin1", 0, 1))).toEqual(["P", "G", "G"]);
+  });
+
+  it("finds the watcher of an upgrade over TLS", async () => {
+    const watch = watcher();
+    const listener = await tls({
+      observe: watch.observer,
+      upgrade(request, socket) {
+        watch.note(request);
+        socket.end("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nhi");
+      },
+    });
+    const asks = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n";
+    expect(await rawTls(listener.port, asks)).toMatch(/^HTTP\/1\.1 101.*hi$/s);
+    expect(watch.requests).toEqual([0]);
+  });
+
+  it("leaves alone what the observer does not watch, and listeners without one", async () => {
+    for (const observe of [undefined, { accepted: () => undefined }]) {
+      const watch = watcher();
+      for (const open of [plain, tls]) {
+        const listener = await open({ handler: watch.tell, observe });
+        const answer = open === tls ? rawTls(listener.port, get11) : raw(listener.port, [get11]);
+        expect(await answer).toMatch(/^HTTP\/1\.1 200/);
+      }
+      expect(watch.requests).toEqual([-1, -1]);
+    }
+  });
+
+  it("tells a connection from the one before it that had the same addresses and ports", async () => {
+    const watch = watcher();
+    const listener = await tls({ observe: watch.observer, handler: watch.tell });
+    let localPort: number | undefined;
+    for (let i = 0; i < 3; i += 1) {
+      const socket = connect({ port: listener.port, host: "127.0.0.1", localPort });
+      const secure = connectTls({ socket, servername: "localhost", ca: material.bundle });
+      await once(secure, "secureConnect");
+      localPort = socket.localPort;
+      secure.write("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+      await once(secure, "data");
+      // A reset leaves no TIME_WAIT behind, so that the port is free for the next.
+      socket.resetAndDestroy();
+      await once(socket, "close");
+    }
+    expect(watch.requests).toEqual([0, 1, 2]);
+    await expect.poll(() => watch.connections.every(({ events }) => events.at(-1) === "closed")).toBe(true);
+    for (const { events } of watch.connections) expect(events).toEqual(["began", "bytes", "secured false", "closed"]);
+  });
+
+  it("ends connections that have not said hello when the listener closes", async () => {
+    const watch = watcher();
+    const listener = await tls({ observe: watch.observer });
+    const silent = connect(listener.port, "127.0.0.1");
+    await expect.poll(() => watch.connections.length).toBe(1);
+    const ended = once(silent.resume(), "close");
+    await listener.close(60_000);
+    await ended;
+    expect(watch.connections[0]?.events).toEqual(["closed"]);
+  });
+});
+
+/** Puts down what an observer is told of each connection, and which connection each request is found to be of. */
+function watcher() {
+  const connections: { watch: ObservedConnection; events: string[]; bytes: Buffer }[] = [];
+  const requests: number[] = [];
+  const told = { servers: 0 };
+  const observer: ConnectionObserver = {
+    listening() {
+      told.servers += 1;
+    },
+    accepted(socket) {
+      expect(socket.bytesRead).toBe(0);
+      const connection = { watch: {} as ObservedConnection, events: [] as string[], bytes: Buffer.alloc(0) };
+      connection.watch = {
+        began: () => connection.events.push("began"),
+        firstBytes(bytes) {
+          connection.events.push("bytes");
+          connection.bytes = Buffer.from(bytes);
+        },
+        secured: (socket) => connection.events.push(`secured ${socket.alpnProtocol}`),
+        closed: () => connection.events.push("closed"),
+      };
+      connections.push(connection);
+      return connection.watch;
+    },
+  };
+  const note = (request: HttpRequest): void => {
+    const observed = observedOf(request);
+    requests.push(connections.findIndex(({ watch }) => watch === observed));
+  };
+  return {
+    observer,
+    connections,
+    requests,
+    note,
+    get servers() {
+      return told.servers;
+    },
+    tell(request: HttpRequest, response: HttpResponse): Promise<void> {
+      note(request);
+      return tell(request, response);
+    },
+  };
+}
+
 describe("closing", () => {
   it("lets requests under way finish over both protocols, and takes no new connection", async () => {
     const waiting: HttpResponse[] = [];
@@ -534,4 +724,26 @@ function dribbling(port: number): Socket {
   };
   socket.uncork();
   return socket;
+}
+
+/** A TLS connection whose bytes leave a few at a time, behind a header in plaintext. */
+function tlsInPieces(port: number, header: string, size: number): TLSSocket {
+  const socket = connect({ port, host: "127.0.0.1", noDelay: true });
+  const pieces = new Duplex({
+    read: () => undefined,
+    write(chunk: Buffer, _, done) {
+      const next = (offset: number): void => {
+        if (offset >= chunk.length) done();
+        else socket.write(chunk.subarray(offset, offset + size), () => setImmediate(next, offset + size));
+      };
+      next(0);
+    },
+    final(done) {
+      socket.end();
+      done();
+    },
+  });
+  socket.on("data", (chunk) => pieces.push(chunk)).on("end", () => pieces.push(null));
+  pieces.write(header);
+  return connectTls({ socket: pieces, servername: "localhost", ca: material.bundle });
 }

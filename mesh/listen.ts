@@ -3,6 +3,7 @@ import {
   createServer as createHttp2Server,
   createSecureServer,
   type Http2SecureServer,
+  type Http2Server,
   type SecureServerOptions,
   type ServerHttp2Session,
   type ServerOptions,
@@ -61,6 +62,32 @@ export interface ListenTls {
   onChange?(callback: () => void): () => void;
 }
 
+/**
+ * Watches one accepted connection. Its functions are called on the connection's way and must neither throw nor keep the
+ * bytes that they are shown, which the connection goes on to read.
+ */
+export interface ObservedConnection {
+  /** The first byte of the connection's own arrived, behind a PROXY protocol header if there was one. */
+  began?(): void;
+  /**
+   * The first bytes of the connection's own, at most 16 KiB, before anything else has read them: on a TLS port at least
+   * the whole record of the ClientHello, in plaintext as much as says what the connection speaks.
+   */
+  firstBytes(bytes: Buffer): void;
+  /** The TLS handshake is over. Not called in plaintext. */
+  secured(socket: TLSSocket): void;
+  /** The connection is closed. Called once. */
+  closed(): void;
+}
+
+/** Watches the connections of a listener. Its functions must not throw. */
+export interface ConnectionObserver {
+  /** The port is open; few connections may have been accepted by the kernel before this. */
+  listening?(server: Server): void;
+  /** A connection was accepted and nothing was read from it yet. `undefined` leaves it unwatched. */
+  accepted(socket: Socket): ObservedConnection | undefined;
+}
+
 /** What a listener is made of. */
 export interface ListenOptions {
   /** Address or name to listen on, such as `127.0.0.1`. */
@@ -78,6 +105,8 @@ export interface ListenOptions {
   handler(request: HttpRequest, response: HttpResponse): unknown;
   /** Takes over an HTTP/1.1 connection that asks for an upgrade; without it the request is answered as any other. */
   upgrade?(request: HttpRequest, socket: Duplex, head: Buffer): void;
+  /** Watches connections; see `observedOf`. Without it a listener looks at TLS connections no sooner than TLS does. */
+  readonly observe?: ConnectionObserver;
   readonly limits?: Partial<ListenLimits>;
   /** The variable of the port, which an error tells the reader to change. */
   readonly portVariable?: string;
@@ -114,6 +143,7 @@ export async function listen(options: ListenOptions): Promise<Listener> {
       : createTlsServer(options, options.tls, limits, connections, answer);
   server.maxConnections = limits.maxConnections;
   await bind(server, options);
+  options.observe?.listening?.(server);
   const { port } = server.address() as AddressInfo;
   let closing: Promise<void> | undefined;
   return {
@@ -238,17 +268,19 @@ function createPlaintextServer(
   // The HTTP/1.1 server owns the port, so that its checks for slow requests run; HTTP/2 connections are handed over.
   const http1 = createHttpServer({ connectionsCheckingInterval: checkingIntervalOf(limits) }, answer);
   const http2 = createHttp2Server(http2Options(limits), answer);
+  const handOver = followSessions(http2);
   http2.on("session", (session) => connections.addSession(session));
   if (options.upgrade !== undefined) http1.on("upgrade", options.upgrade);
   applyHttp1Limits(http1, limits);
   const serveHttp1 = takeConnectionListener(http1);
   http1.on("connection", (socket: Socket) => {
     connections.addSocket(socket);
+    observe(socket, options);
     sniff(socket, options, limits, (protocol, address) => {
       if (connections.isDraining()) socket.destroy();
       else if (protocol === "h2") {
         connections.noteAddress(socket, address);
-        http2.emit("connection", socket);
+        handOver(socket, () => http2.emit("connection", socket));
       } else if (options.http1 === false) {
         socket.end("HTTP/1.1 505 HTTP Version Not Supported\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
       } else {
@@ -288,16 +320,19 @@ function createTlsServer(
     if (connections.isDraining()) socket.destroy();
     else if (socket.alpnProtocol !== "h2") connections.addHttp1(socket);
   });
+  if (options.observe !== undefined) observeHandshakes(server);
   const serveTls = takeConnectionListener(server);
   server.on("connection", (socket: Socket) => {
     connections.addSocket(socket);
-    if (options.proxyProtocolFrom === undefined) {
+    const observed = observe(socket, options);
+    if (options.proxyProtocolFrom === undefined && observed === undefined) {
       serveTls(socket);
       return;
     }
     sniffProxyHeader(socket, options, limits, (address) => {
       connections.noteAddress(socket, address);
-      serveTls(socket);
+      if (observed === undefined) serveTls(socket);
+      else sniffClientHello(socket, observed, limits, () => serveTls(socket));
     });
   });
   const stop = tls.onChange?.(() => server.setSecureContext(tls.options()));
@@ -342,11 +377,14 @@ function sniff(
   decided: (protocol: "h2" | "http/1.1", address: string | undefined) => void,
 ): void {
   sniffProxyHeader(socket, options, limits, (address) => {
-    peek(socket, limits.headersTimeoutMs, (bytes) => {
+    peek(socket, limits.headersTimeoutMs, (bytes, first) => {
+      const observed = observedConnections.get(socket);
+      if (first) observed?.began?.();
       const length = Math.min(bytes.length, preface.length);
-      if (bytes.compare(preface, 0, length, 0, length) !== 0)
-        return { take: 0, go: () => decided("http/1.1", address) };
-      return length < preface.length ? undefined : { take: 0, go: () => decided("h2", address) };
+      const isStart = bytes.compare(preface, 0, length, 0, length) === 0;
+      if (isStart && length < preface.length) return undefined;
+      observed?.firstBytes(bytes.subarray(0, maxObservedBytes));
+      return { take: 0, go: () => decided(isStart ? "h2" : "http/1.1", address) };
     });
   });
 }
@@ -373,6 +411,27 @@ function sniffProxyHeader(
   });
 }
 
+/** Bytes that are waited for and shown at most: a TLS record's, RFC 8446 section 5.1. */
+const maxObservedBytes = 16 * 1024;
+
+/** Shows the record of the ClientHello before TLS reads it; what begins like no handshake is left for TLS to refuse. */
+function sniffClientHello(
+  socket: Socket,
+  observed: ObservedConnection,
+  limits: ListenLimits,
+  decided: () => void,
+): void {
+  peek(socket, limits.headersTimeoutMs, (bytes, first) => {
+    if (first) observed.began?.();
+    const isHandshake = bytes[0] === 22;
+    if (isHandshake && bytes.length < 5) return undefined;
+    const needed = isHandshake ? Math.min(5 + bytes.readUInt16BE(3), maxObservedBytes) : 1;
+    if (bytes.length < needed) return undefined;
+    observed.firstBytes(bytes.subarray(0, maxObservedBytes));
+    return { take: 0, go: decided };
+  });
+}
+
 /**
  * Reads from a connection until `decide` decides, takes off so many bytes as it says, puts the others back and goes on.
  * A connection that ends or dawdles before that is closed.
@@ -380,7 +439,7 @@ function sniffProxyHeader(
 function peek(
   socket: Socket,
   timeoutMs: number,
-  decide: (bytes: Buffer) => { take: number; go: () => void } | undefined,
+  decide: (bytes: Buffer, first: boolean) => { take: number; go: () => void } | undefined,
 ): void {
   let bytes: Buffer = Buffer.alloc(0);
   const timer = setTimeout(() => socket.destroy(), timeoutMs);
@@ -394,8 +453,9 @@ function peek(
   };
   const read = (): void => {
     for (let chunk: Buffer | null = socket.read(); chunk !== null; chunk = socket.read()) {
-      bytes = bytes.length === 0 ? chunk : Buffer.concat([bytes, chunk]);
-      const decision = decide(bytes);
+      const first = bytes.length === 0;
+      bytes = first ? chunk : Buffer.concat([bytes, chunk]);
+      const decision = decide(bytes, first);
       if (decision === undefined) continue;
       stop();
       const rest = bytes.subarray(decision.take);
@@ -447,6 +507,69 @@ function bindError(error: unknown, options: ListenOptions): unknown {
 
 function hostVariableOf(options: ListenOptions): string {
   return options.hostVariable ?? "OCTOMESH_HOST";
+}
+
+/** Watched connections, by the accepted socket, by the TLS socket on it, and by the HTTP/2 session on either. */
+const observedConnections = new WeakMap<object, ObservedConnection>();
+
+/**
+ * The watcher of a request's connection, also of a request that asks for an upgrade; undefined where nobody
+ * watches.
+ */
+export function observedOf(request: HttpRequest): ObservedConnection | undefined {
+  const session = "stream" in request ? request.stream.session : undefined;
+  return observedConnections.get(session ?? request.socket);
+}
+
+function observe(socket: Socket, options: ListenOptions): ObservedConnection | undefined {
+  const observed = options.observe?.accepted(socket);
+  if (observed === undefined) return undefined;
+  observedConnections.set(socket, observed);
+  socket.once("close", () => observed.closed());
+  return observed;
+}
+
+/** Tells watchers of handshakes that end, and finds the watcher again by what comes of them. */
+function observeHandshakes(server: Http2SecureServer): void {
+  const handOver = followSessions(server);
+  // Node's own listener makes the session or the HTTP/1.1 parser, so it runs inside of ours.
+  const listeners = server.listeners("secureConnection");
+  server.removeAllListeners("secureConnection");
+  server.on("secureConnection", (socket: TLSSocket) => {
+    const observed = observedConnections.get(acceptedSocketOf(socket));
+    if (observed !== undefined) {
+      observedConnections.set(socket, observed);
+      observed.secured(socket);
+    }
+    handOver(socket, () => {
+      for (const listener of listeners) listener.call(server, socket);
+    });
+  });
+}
+
+/**
+ * A session shows its socket by a proxy object only, which no map knows; but it is made while its socket is handed to
+ * the server. The answer hands a socket over and notes the session that comes of it.
+ */
+function followSessions(server: Http2Server | Http2SecureServer): (socket: Socket, serve: () => void) => void {
+  let current: ObservedConnection | undefined;
+  server.prependListener("session", (session: ServerHttp2Session) => {
+    if (current !== undefined) observedConnections.set(session, current);
+  });
+  return (socket, serve) => {
+    current = observedConnections.get(socket);
+    try {
+      serve();
+    } finally {
+      current = undefined;
+    }
+  };
+}
+
+/** The socket that a TLS socket was put on: addresses and ports would not do, since clients use them again. */
+function acceptedSocketOf(socket: TLSSocket): object {
+  const parent: unknown = "_parent" in socket ? socket._parent : undefined;
+  return typeof parent === "object" && parent !== null ? parent : socket;
 }
 
 /** Client addresses that proxies told us, by the object that stands for the connection. */

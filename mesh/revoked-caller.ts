@@ -27,7 +27,9 @@ export function subjectsOf(caller: Revocable): readonly (readonly [Subject, stri
       subjects.push([Subject.PARTNER_KEY, caller.id]);
       break;
     case "edge":
-      subjects.push([Subject.EDGE_CERTIFICATE, caller.credentialId], [Subject.LICENSE_KEY, caller.id]);
+      // An edge whose licence demands no certificate may have shown none.
+      if (caller.credentialId !== "") subjects.push([Subject.EDGE_CERTIFICATE, caller.credentialId]);
+      subjects.push([Subject.LICENSE_KEY, caller.id]);
       break;
     default:
   }

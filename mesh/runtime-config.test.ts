@@ -104,6 +104,29 @@ describe("the configuration of a service", () => {
   });
 });
 
+describe("where the verdict service is reached", () => {
+  const files = { OCTOMESH_TLS_KEY_FILE: "k", OCTOMESH_TLS_CERT_FILE: "c", OCTOMESH_TLS_BUNDLE_FILE: "b" };
+  const production = { OCTOMESH_PRODUCTION: "true", OCTOMESH_MASTER_KEY: "key", ...files };
+  const publicFiles = { OCTOMESH_PUBLIC_TLS_KEY_FILE: "k", OCTOMESH_PUBLIC_TLS_CERT_FILE: "c" };
+
+  test("is told to every service, as a URL or by its port", () => {
+    const told = readRuntimeConfig("identity", {
+      OCTOMESH_VERDICT_PUBLIC_URL: "https://verdict.example.com/",
+      OCTOMESH_VERDICT_PUBLIC_PORT: "8443",
+    });
+    expect([told.verdictUrl, told.verdictPort, told.ports.public]).toEqual(["https://verdict.example.com", 8443, 7201]);
+    const untold = readRuntimeConfig("verdict", {});
+    expect([untold.verdictUrl, untold.verdictPort, untold.ports.public]).toEqual([undefined, 7206, 7206]);
+    expect(problems({ OCTOMESH_VERDICT_PUBLIC_URL: "http://verdict.example.com" }).join()).toMatch(/https:/);
+  });
+
+  test("needs a certificate of the operator's in production, which the other services' ports do not", () => {
+    expect(() => readRuntimeConfig("verdict", production)).toThrow(/OCTOMESH_PUBLIC_TLS_KEY_FILE is not set/);
+    expect(readRuntimeConfig("verdict", { ...production, ...publicFiles }).publicTls).toBeDefined();
+    expect(readRuntimeConfig("identity", production).publicTls).toBeUndefined();
+  });
+});
+
 test("a log level that is none is told by the configuration, and `info` until then", () => {
   expect(["debug", "loud", ""].map((level) => logLevelOf({ OCTOMESH_LOG_LEVEL: level }))).toEqual([
     "debug",

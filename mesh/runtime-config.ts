@@ -1,6 +1,7 @@
 import { defaultLimits, type LimitSurface } from "./admit.ts";
 import { type CidrList, parseCidrList } from "./cidr.ts";
 import * as config from "./config.ts";
+import { admitsEdges } from "./contract.ts";
 import type { Limit } from "./ratelimit.ts";
 import { portsOf, type ServiceName, serviceNames, variableOf } from "./service-name.ts";
 import { samplerNames, type TracingConfig } from "./telemetry.ts";
@@ -20,6 +21,10 @@ export interface RuntimeConfig {
   readonly publicTls: { keyFile: string; certificateFile: string } | undefined;
   readonly siblingUrls: Readonly<Partial<Record<ServiceName, string>>>;
   readonly publicUrl: string;
+  /** Where edges and backends reach the verdict service, where that is told. */
+  readonly verdictUrl: string | undefined;
+  /** The verdict service's public port, which all services know so that they can tell others. */
+  readonly verdictPort: number;
   readonly databaseUrl: string | undefined;
   readonly migrationUrl: string | undefined;
   readonly masterKey: string | undefined;
@@ -45,11 +50,14 @@ export const variables: Readonly<Record<string, string>> = {
   OCTOMESH_ALLOW_PLAINTEXT:
     "true lets public and admin ports be plaintext off loopback, behind an ingress. Default false",
   OCTOMESH_PUBLIC_URL: "Where users reach the mesh. Default http://localhost:8080",
+  OCTOMESH_VERDICT_PUBLIC_URL:
+    "Where edges and backends reach the verdict service, `https://…`. Default https://localhost and its public port",
   OCTOMESH_TRUST_DOMAIN: `SPIFFE trust domain. Default ${defaultTrustDomain}`,
   OCTOMESH_TLS_KEY_FILE: "Key of the service's mesh certificate; with the next two. Development keys if not set",
   OCTOMESH_TLS_CERT_FILE: "The service's mesh certificate chain",
   OCTOMESH_TLS_BUNDLE_FILE: "Trust bundle of the mesh",
-  OCTOMESH_PUBLIC_TLS_KEY_FILE: "Key of the public port's certificate; plaintext if not set",
+  OCTOMESH_PUBLIC_TLS_KEY_FILE:
+    "Key of the public port's certificate; plaintext if not set, but for verdict, whose public port is never: it takes a development certificate then, and in production it needs this",
   OCTOMESH_PUBLIC_TLS_CERT_FILE: "Certificate chain of the public port",
   OCTOMESH_MASTER_KEY: "Master key (or _FILE) that seals keys at rest. A file in the state folder if not set",
   REDIS_URL: "Redis for rate limits across replicas; this process's memory if not set",
@@ -97,6 +105,8 @@ export function readRuntimeConfig(name: ServiceName, environment: config.Environ
     OCTOMESH_PUBLIC_TLS_KEY_FILE: config.optionalText(),
     OCTOMESH_PUBLIC_TLS_CERT_FILE: config.optionalText(),
     OCTOMESH_PUBLIC_URL: config.url(["http:", "https:"], "http://localhost:8080"),
+    OCTOMESH_VERDICT_PUBLIC_URL: optional(config.url(["https:"])),
+    OCTOMESH_VERDICT_PUBLIC_PORT: config.port(portsOf("verdict").public),
     DATABASE_URL: config.secret(),
     OCTOMESH_MIGRATION_URL: config.secret(),
     [`${own}_DATABASE_URL`]: config.secret(),
@@ -140,6 +150,11 @@ export function readRuntimeConfig(name: ServiceName, environment: config.Environ
   );
   if (production && files === undefined) {
     problems.push("OCTOMESH_TLS_KEY_FILE is not set: in production the mesh needs certificates that you issue");
+  }
+  if (production && publicFiles === undefined && admitsEdges(name)) {
+    problems.push(
+      "OCTOMESH_PUBLIC_TLS_KEY_FILE is not set: in production the port that edges reach needs a certificate that you issue",
+    );
   }
   if (production && value.OCTOMESH_MASTER_KEY === undefined) {
     problems.push("OCTOMESH_MASTER_KEY (or _FILE) is not set: in production keys are sealed by a key that you keep");
@@ -190,6 +205,8 @@ export function readRuntimeConfig(name: ServiceName, environment: config.Environ
       }),
     ),
     publicUrl: value.OCTOMESH_PUBLIC_URL,
+    verdictUrl: value.OCTOMESH_VERDICT_PUBLIC_URL,
+    verdictPort: value.OCTOMESH_VERDICT_PUBLIC_PORT,
     databaseUrl: own_("DATABASE_URL") ?? value.DATABASE_URL,
     migrationUrl: own_("MIGRATION_URL") ?? value.OCTOMESH_MIGRATION_URL,
     masterKey: value.OCTOMESH_MASTER_KEY,

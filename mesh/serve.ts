@@ -16,14 +16,26 @@ import { createSiblingClients, delegatedOptions } from "./client.ts";
 import { clientAddressOf, forwardedOf } from "./client-address.ts";
 import { systemClock } from "./clock.ts";
 import type { Connection } from "./connection.ts";
-import { publicServices } from "./contract.ts";
+import { admitsEdges, publicServices } from "./contract.ts";
 import { createCors } from "./cors.ts";
 import { createCredentials } from "./credentials.ts";
 import { openDatabase } from "./database.ts";
+import { edgeConnectionOf } from "./edge-connection.ts";
+import { edgePortTls, type PortCertificate } from "./edge-port.ts";
+import { createEdgeTrust, type EdgeTrust } from "./edge-trust.ts";
 import { enforcePolicy } from "./enforce-policy.ts";
 import { createHealth, type HealthState, healthRoutes } from "./health.ts";
-import { createHttpHandler, type HttpHandler } from "./http-handler.ts";
-import { type Listener, listenMutualTls, listenPlain, listenTls, socketAddressOf, socketOf } from "./listen.ts";
+import { createHttpHandler, type HttpHandler, type HttpHandlerOptions } from "./http-handler.ts";
+import {
+  type Listener,
+  type ListenOptions,
+  listenMutualTls,
+  listen as listenOn,
+  listenPlain,
+  listenTls,
+  socketAddressOf,
+  socketOf,
+} from "./listen.ts";
 import { createLogger } from "./log.ts";
 import { openMasterKey } from "./master-key.ts";
 import { createRpcMetrics, observe } from "./observe.ts";
@@ -47,6 +59,8 @@ export interface RunningService {
   readonly name: ServiceName;
   readonly ports: { readonly mesh: number; readonly public: number | undefined; readonly admin: number };
   readonly health: HealthState;
+  /** Ports that the service opened itself, by name; none before it is ready. */
+  ownPorts(): Readonly<Record<string, number>>;
   /** Serves the service's public surface for somebody else's listener: the one origin of `npm start`. */
   readonly publicHandler: HttpHandler;
   /** Learns what was revoked, starts the background loops, and is ready then. Waits for identity as long as it takes. */
@@ -63,9 +77,11 @@ export interface StartOptions {
   readonly environment: Readonly<Record<string, string | undefined>>;
   /** Base URL of a sibling's mesh port, `https://host:port`. */
   urlOf(sibling: ServiceName): string;
+  /** Where the verdict service is reached, where the configuration does not say; its configured port if not given. */
+  readonly verdictUrl?: () => string;
   /**
-   * The service shares its process and the one public origin with the others: no public port of its own. `origin` adds
-   * health and reflection for the whole origin to this service's public handler.
+   * The service shares its process and the one public origin with the others: no public port of its own, but for the
+   * one that edges reach. `origin` adds health and reflection for the whole origin to this service's public handler.
    */
   readonly embedded?: { readonly origin: boolean };
   readonly log?: Logger;
@@ -112,7 +128,20 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
   const client = siblings.client("identity", CredentialService);
   const subscriberId = `${name}-${randomBytes(9).toString("base64url")}`;
   const revocations = createRevocations({ client, subscriberId, clock, log });
-  const credentials = createCredentials({ client, revocations, limiter, issuer: config.trustDomain, clock, log });
+  const edgeTrust = admitsEdges(name) ? createEdgeTrust({ client, clock, log }) : undefined;
+  const credentials = createCredentials({
+    client,
+    revocations,
+    limiter,
+    issuer: config.trustDomain,
+    ...(edgeTrust && { edgeTrust }),
+    clock,
+    log,
+  });
+  if (edgeTrust !== undefined) {
+    shutdown.add("edge trust", () => edgeTrust.stop());
+    health.addCheck("edge trust", async () => (edgeTrust.isKnown() ? undefined : "identity has not told it"));
+  }
   health.addCheck("revocations", async () => (revocations.isFresh() ? undefined : "out of sight of identity"));
 
   const runtime: Runtime = {
@@ -129,6 +158,9 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
     env: options.environment,
     trustDomain: config.trustDomain,
     publicUrl: config.publicUrl,
+    verdictUrl: () => config.verdictUrl ?? options.verdictUrl?.() ?? `https://localhost:${config.verdictPort}`,
+    trustBundle: () => identity.current().bundle,
+    redisUrl: config.redisUrl,
     openDatabase: <DB>(migrations: URL) => openServiceDatabase<DB>(name, config, migrations, log, health),
     client<S extends DescService>(service: S): Client<S> {
       const owner = ownerOf(service);
@@ -207,7 +239,7 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
     routes: [],
     connectionOf: (request) => meshConnection(request, config),
   });
-  const publicHandler = createHttpHandler({
+  const publicOptions: Omit<HttpHandlerOptions, "connectionOf"> = {
     ...shared,
     handlers: publicRouter.handlers,
     routes: service.http,
@@ -218,6 +250,9 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
         .flatMap(bindingsOf),
     ),
     cors: createCors(config.corsOrigins),
+  };
+  const publicHandler = createHttpHandler({
+    ...publicOptions,
     connectionOf: (request) => publicConnection(request, config),
   });
 
@@ -260,16 +295,26 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
       },
     }),
   );
-  const publicPort =
-    embedded === undefined ? await listen(listenPublic(name, config, log, publicHandler, health)) : undefined;
+  const publicPort = await openPublicPort();
+
+  async function openPublicPort(): Promise<number | undefined> {
+    if (edgeTrust !== undefined) {
+      const connectionOf = (request: HttpRequest): Connection => edgeConnection(request, config, clock.now());
+      const handler = createHttpHandler({ ...publicOptions, connectionOf });
+      const certificate = edgePortCertificate(config, identity);
+      return listen(listenToEdges({ name, config, log, handler, health, certificate, edgeTrust }));
+    }
+    return embedded === undefined ? listen(listenPublic(name, config, log, publicHandler, health)) : undefined;
+  }
 
   return {
     name,
     ports: { mesh, public: publicPort, admin },
     health,
+    ownPorts: () => service.ports?.() ?? {},
     publicHandler,
     async ready() {
-      await revocations.start();
+      await Promise.all([revocations.start(), edgeTrust?.start()]);
       await service.start();
       health.set("serving");
     },
@@ -319,20 +364,54 @@ function listenPublic(
   handler: HttpHandler,
   health: HealthState,
 ): Promise<Listener> {
-  const base = {
+  const base = publicListenOptions(name, config, log, handler, health);
+  if (config.publicTls === undefined) return listenPlain({ ...base, allowPlaintext: config.allowPlaintext });
+  return listenTls({ ...base, ...readPublicTls(config.publicTls) });
+}
+
+function publicListenOptions(
+  name: ServiceName,
+  config: RuntimeConfig,
+  log: Logger,
+  handler: HttpHandler,
+  health: HealthState,
+): ListenOptions {
+  return {
     host: config.host,
     port: config.ports.public,
     portVariable: `OCTOMESH_${variableOf(name)}_PUBLIC_PORT`,
     log,
-    proxyProtocolFrom: config.proxyProtocol ? config.trustedProxies : undefined,
+    ...(config.proxyProtocol ? { proxyProtocolFrom: config.trustedProxies } : {}),
     handler: createOrigin([handler], async () => Object.keys(await health.problems()).length === 0),
   };
-  if (config.publicTls === undefined) return listenPlain({ ...base, allowPlaintext: config.allowPlaintext });
-  return listenTls({
-    ...base,
-    key: readFileSync(config.publicTls.keyFile, "utf8"),
-    certificate: readFileSync(config.publicTls.certificateFile, "utf8"),
-  });
+}
+
+function readPublicTls(files: NonNullable<RuntimeConfig["publicTls"]>): { key: string; certificate: string } {
+  return { key: readFileSync(files.keyFile, "utf8"), certificate: readFileSync(files.certificateFile, "utf8") };
+}
+
+/** The public port of a service that edges call. It stands beside the one origin, and is never plaintext. */
+function listenToEdges(options: {
+  name: ServiceName;
+  config: RuntimeConfig;
+  log: Logger;
+  handler: HttpHandler;
+  health: HealthState;
+  certificate: PortCertificate;
+  edgeTrust: EdgeTrust;
+}): Promise<Listener> {
+  const { name, config, log, handler, health, certificate, edgeTrust } = options;
+  const base = publicListenOptions(name, config, log, handler, health);
+  return listenOn({ ...base, tls: edgePortTls(certificate, edgeTrust) });
+}
+
+/** What the edges' port proves itself with: the configured files, else the service's own identity, for development. */
+function edgePortCertificate(config: RuntimeConfig, identity: MeshIdentity): PortCertificate {
+  if (config.publicTls === undefined) {
+    return { current: () => identity.current(), onChange: (callback) => identity.onChange(callback) };
+  }
+  const files = readPublicTls(config.publicTls);
+  return { current: () => files };
 }
 
 function meshConnection(request: HttpRequest, config: RuntimeConfig): Connection {
@@ -344,6 +423,13 @@ function meshConnection(request: HttpRequest, config: RuntimeConfig): Connection
 function publicConnection(request: HttpRequest, config: RuntimeConfig): Connection {
   const address = clientAddressOf(socketAddressOf(request), forwardedOf(request), config.trustedProxies);
   return { listener: "public", address };
+}
+
+/** Over the edges' port a connection proves more than its address. */
+function edgeConnection(request: HttpRequest, config: RuntimeConfig, nowMs: number): Connection {
+  const socket = socketOf(request);
+  const edge = socket === undefined ? {} : edgeConnectionOf(socket as TLSSocket, config.trustDomain, nowMs);
+  return { ...publicConnection(request, config), edge };
 }
 
 function logDenial(

@@ -25,6 +25,15 @@ export interface Runtime {
   readonly trustDomain: string;
   /** Where users reach the mesh, without a slash at the end; default `http://localhost:8080`. */
   readonly publicUrl: string;
+  /**
+   * Where edges and backends reach the verdict service, `https://…` without a slash at the end; by default its port on
+   * this machine. Not known before the services listen where the system chooses the port: ask when it is needed.
+   */
+  verdictUrl(): string;
+  /** The mesh's trust bundle as it stands, PEM: in development the authority of the verdict service's certificate too. */
+  trustBundle(): string;
+  /** Redis for what replicas share; undefined where one process is all there is. */
+  readonly redisUrl: string | undefined;
   /** Opens the service's database, in its own schema, with its own migrations (numbered SQL files in that folder). */
   openDatabase<DB>(migrations: URL): Promise<Database<DB>>;
   /** A client of the sibling that owns an rpc service: gRPC over mutual TLS to its expected SPIFFE ID. */
@@ -59,6 +68,8 @@ export interface Service {
   routes(router: ConnectRouter): void;
   /** HTTP that is no rpc. */
   readonly http: readonly HttpRoute[];
+  /** Ports that the service opened itself beside the runtime's, by name, once it has started. */
+  readonly ports?: () => Readonly<Record<string, number>>;
   /** Starts background loops. Called once the listeners are up. */
   start(): Promise<void>;
   /** Ends background loops and closes what the service opened. */

@@ -18,6 +18,7 @@ export function createSystemCall(service: ServiceName, orgId: string, action: st
       role: Role.UNSPECIFIED,
       plan: 0,
       issuedMs: 0,
+      sandbox: false,
       address: "",
     },
     orgId,

@@ -24,6 +24,8 @@ const lines = [
   "| --- | --- |",
   "| `OCTOMESH_PUBLIC_PORT` | Port of the public origin, as `--port`. Default 8080; 0 lets the system choose |",
   "| `OCTOMESH_EPHEMERAL_PORTS` | `1`: the system chooses every other port, so that several meshes fit on one machine |",
+  "| `OCTOMESH_EDGE_RELAY_EDGE_PORT` | Port of the edge. Default 8090; 0 lets the system choose |",
+  "| `OCTOMESH_EDGE_RELAY_EDGE_HOST` | Address of the edge's port. Default 127.0.0.1 |",
   "| `OCTOMESH_READY_JSON` | `1`: one line `ready {…}` with the addresses, for programs that start a mesh |",
   "",
   "## Databases",
@@ -51,6 +53,9 @@ const lines = [
     const ports = portsOf(name);
     return `| ${name} | \`${variableOf(name)}\` | ${ports.mesh} | ${ports.public} | ${ports.admin} |`;
   }),
+  "",
+  "The public port of verdict is the one that edges reach: always TLS, also under `npm start`, where it stands beside the",
+  "public origin. It asks for client certificates and demands none; the licence says whether one is needed.",
   "",
   "## Traces",
   "",

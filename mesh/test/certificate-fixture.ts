@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import type { IdentityMaterial, MeshIdentity } from "../tls.ts";
 import * as x509 from "../x509.ts";
 
@@ -9,6 +10,7 @@ export interface LeafOptions {
   readonly notBefore?: Date;
   readonly notAfter?: Date;
   readonly usages?: readonly string[];
+  readonly subject?: string;
 }
 
 /** An authority of a test's own, which signs whatever the test asks for. */
@@ -22,7 +24,8 @@ export async function createTestAuthority(): Promise<TestAuthority> {
   x509.cryptoProvider.set(globalThis.crypto);
   const keys = await crypto.subtle.generateKey(signing, true, ["sign", "verify"]);
   const authority = await x509.X509CertificateGenerator.createSelfSigned({
-    name: "CN=Test authority",
+    // A name of its own: by the name an issuer is looked for.
+    name: `CN=Test authority ${randomUUID()}`,
     notBefore: new Date(Date.now() - 10 * 86_400_000),
     notAfter: new Date(Date.now() + 86_400_000),
     signingAlgorithm: signing,
@@ -37,10 +40,11 @@ export async function createTestAuthority(): Promise<TestAuthority> {
       notBefore = new Date(Date.now() - 60_000),
       notAfter = new Date(Date.now() + 3_600_000),
       usages = [x509.ExtendedKeyUsage.serverAuth, x509.ExtendedKeyUsage.clientAuth],
+      subject = "O=Test",
     } = {}) {
       const leafKeys = await crypto.subtle.generateKey(signing, true, ["sign", "verify"]);
       const leaf = await x509.X509CertificateGenerator.create({
-        subject: "O=Test",
+        subject,
         issuer: authority.subject,
         notBefore,
         notAfter,

@@ -121,6 +121,7 @@ export function testCall(orgId: string, action = "tests.change"): Call {
       role: 0,
       plan: 0,
       issuedMs: 0,
+      sandbox: false,
     },
     orgId,
     requestId: randomBytes(8).toString("hex"),

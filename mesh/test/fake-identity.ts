@@ -50,6 +50,11 @@ export interface FakeIdentity {
   resume(): void;
   /** How often credentials were resolved. */
   readonly resolutions: { count: number };
+  /** What edges are believed by. A test changes it in place. */
+  readonly edgeTrust: {
+    licenseKeys: { keyId: string; publicKey: Uint8Array<ArrayBuffer> }[];
+    certificateAuthoritiesPem: string[];
+  };
 }
 
 /** Makes the fake. */
@@ -72,6 +77,7 @@ export async function createFakeIdentity(): Promise<FakeIdentity> {
   const wakers = new Set<() => void>();
   const acknowledged = new Map<string, string>();
   const resolutions = { count: 0 };
+  const edgeTrust: FakeIdentity["edgeTrust"] = { licenseKeys: [], certificateAuthoritiesPem: [] };
   let interrupted = false;
   const wake = (): void => {
     for (const waker of wakers) waker();
@@ -124,6 +130,7 @@ export async function createFakeIdentity(): Promise<FakeIdentity> {
           return { lease: { seconds: 5n, nanos: 0 } };
         },
         reportCredentialUse: () => ({}),
+        getEdgeTrust: () => edgeTrust,
       });
     },
   });
@@ -132,6 +139,7 @@ export async function createFakeIdentity(): Promise<FakeIdentity> {
     create,
     acknowledged,
     resolutions,
+    edgeTrust,
     head: () => String(log.length),
     issue({ prefix, kind, orgId, scopes = [], plan = Plan.ENTERPRISE, expiresMs }) {
       const token = mintToken(prefix);

@@ -26,9 +26,12 @@ export interface TestMesh {
 export async function startTestMesh(options: {
   services: Partial<Record<ServiceName, CreateService>>;
   environment?: Record<string, string>;
+  /** Prepares the identity before anybody asks it. */
+  prepare?(identity: FakeIdentity): void;
 }): Promise<TestMesh> {
   const stateDir = await mkdtemp(join(tmpdir(), "octomesh-test-"));
   const identity = await createFakeIdentity();
+  options.prepare?.(identity);
   const logged: string[] = [];
   const log = pino({ level: "trace" }, { write: (line: string) => void logged.push(line) });
   const running = new Map<ServiceName, RunningService>();

@@ -78,6 +78,9 @@ export async function startTestService(options: {
     env: options.env ?? {},
     trustDomain: "octomesh.test",
     publicUrl: "http://localhost:8080",
+    verdictUrl: () => "https://localhost:7206",
+    trustBundle: () => "",
+    redisUrl: undefined,
     openDatabase: async <DB>() => own as unknown as Database<DB>,
     client: (service) => createClient(service, siblings),
     clientOf: (_, service) => createClient(service, siblings),
@@ -136,7 +139,7 @@ const everyScope: ReadonlySet<Scope> = new Set(ScopeSchema.values.map((value) =>
 /** Believes the header that `as` sets: who calls is not what is tested here. */
 const headerCredentials: Credentials = {
   async authenticate({ connection, header }) {
-    const common = { scopes: everyScope, plan: 3, address: connection.address, issuedMs: 0 };
+    const common = { scopes: everyScope, plan: 3, address: connection.address, issuedMs: 0, sandbox: false };
     if (connection.peer !== undefined) {
       const { service, spiffeId } = connection.peer;
       return {
