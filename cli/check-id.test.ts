@@ -21,9 +21,16 @@ describe("checkId", () => {
     },
   );
 
+  test.each(["lic", "pky", "ecr", "esk", "rdt"] as const)("knows edges' credentials: %s_…", (prefix) => {
+    const own = `${prefix}_${"a2".repeat(13)}`;
+    expect(checkId(prefix, own)).toBe(own);
+    expect(isIdOf(prefix, id)).toBe(false);
+  });
+
   test("names the kind", () => {
     expect(thrownBy(() => checkId("rol", "1")).message).toBe('"1" is not the id of a rollout');
     expect(thrownBy(() => checkId("key", "1")).message).toBe('"1" is not the id of an API key');
+    expect(thrownBy(() => checkId("lic", id)).message).toBe(`"${id}" is not the id of a licence`);
   });
 });
 

@@ -1,15 +1,33 @@
 import { usageError } from "./command-error.ts";
 
 /** The kinds of ids that people type, by the prefix that the contract gives them. */
-export type IdPrefix = "btk" | "dev" | "grp" | "key" | "mdl" | "mvr" | "rol" | "usr";
+export type IdPrefix =
+  | "btk"
+  | "dev"
+  | "ecr"
+  | "esk"
+  | "grp"
+  | "key"
+  | "lic"
+  | "mdl"
+  | "mvr"
+  | "pky"
+  | "rdt"
+  | "rol"
+  | "usr";
 
 const names: Readonly<Record<IdPrefix, string>> = {
   btk: "a bootstrap token",
   dev: "a device",
+  ecr: "an edge's certificate",
+  esk: "an edge's signing key",
   grp: "a group",
   key: "an API key",
+  lic: "a licence",
   mdl: "a model",
   mvr: "a version",
+  pky: "a partner key",
+  rdt: "a read token",
   rol: "a rollout",
   usr: "a member",
 };

@@ -211,6 +211,9 @@ describe("the commands that the documentation quotes", () => {
       "devices revoke dev_aaaaaaaaaaaaaaaaaaaaaaaaaa",
       "org members add user@example.com --role admin",
       "org members update user@example.com --role member",
+      "partner-keys create --name shop-backend",
+      "partner-keys create --name ci --test",
+      "edge kit --license-name Frankfurt --verdict-url https://mesh.example.com:7206 --out edge-kit",
     ];
     for (const line of lines) {
       const program = createProgram(fakeTerminal(), async (_spec, command) => {
@@ -218,7 +221,7 @@ describe("the commands that the documentation quotes", () => {
       });
       await program.parseAsync(line.split(" "), { from: "user" });
     }
-    expect(ran).toEqual(["create", "settings", "revoke", "add", "update"]);
+    expect(ran).toEqual(["create", "settings", "revoke", "add", "update", "create", "create", "kit"]);
   });
 });
 
@@ -363,6 +366,10 @@ describe("help", () => {
       "rollouts create",
       "org members add",
       "bootstrap-tokens create",
+      "licenses create",
+      "edge-certificates issue",
+      "edge-keys register",
+      "edge kit",
     ];
     for (const line of lines) {
       const terminal = { ...fakeTerminal(), columns };

@@ -4,12 +4,18 @@ import { apiKeyCommands } from "./commands/api-keys.ts";
 import { bootstrapTokenCommands } from "./commands/bootstrap-tokens.ts";
 import { completionCommand } from "./commands/completion.ts";
 import { deviceCommands } from "./commands/devices.ts";
+import { edgeCertificateCommands } from "./commands/edge-certificates.ts";
+import { edgeKeyCommands } from "./commands/edge-keys.ts";
+import { edgeCommands } from "./commands/edge-kit.ts";
 import { groupCommands } from "./commands/groups.ts";
+import { licenseCommands } from "./commands/licenses.ts";
 import { modelCommands } from "./commands/models.ts";
 import { orgCommands } from "./commands/org.ts";
 import { orgMemberCommands } from "./commands/org-members.ts";
+import { partnerKeyCommands } from "./commands/partner-keys.ts";
 import { profileCommands } from "./commands/profile.ts";
 import { pushCommand } from "./commands/push.ts";
+import { readTokenCommands } from "./commands/read-tokens.ts";
 import { rolloutCommands } from "./commands/rollouts.ts";
 import { sessionCommands } from "./commands/session.ts";
 import { simulateCommand } from "./commands/simulate.ts";
@@ -78,7 +84,10 @@ export async function runOctomil(args: readonly string[], terminal: Terminal): P
 /** Builds the tree of commands. `run` takes the place of really running one, for completion and tests. */
 export function createProgram(terminal: Terminal, run: Runner = runnerOf(terminal)): Command {
   const program = new Command("octomil")
-    .description("Manages on-device models: keys, devices, model versions, rollouts and telemetry of an Octomesh.")
+    .description(
+      "Manages on-device models and edges: keys, devices, model versions, rollouts, telemetry and what edges prove " +
+        "themselves with, of an Octomesh.",
+    )
     .usage("<command> [options]")
     .option("--profile <name>", "the profile to use")
     .option("--url <url>", "public origin of the mesh")
@@ -114,6 +123,7 @@ export function createProgram(terminal: Terminal, run: Runner = runnerOf(termina
   );
   addCommands(addGroup(program, "api-keys", "Keys by which servers call the API"), run, apiKeyCommands);
   addCommands(addGroup(program, "bootstrap-tokens", "Tokens by which devices register"), run, bootstrapTokenCommands);
+  addCommands(addGroup(program, "read-tokens", "Short-lived tokens that may only read"), run, readTokenCommands);
   const org = addGroup(program, "org", "The organisation and its settings");
   addCommands(org, run, orgCommands);
   addCommands(addGroup(org, "members", "The people of the organisation"), run, orgMemberCommands);
@@ -123,6 +133,15 @@ export function createProgram(terminal: Terminal, run: Runner = runnerOf(termina
   addCommands(program, run, [pushCommand]);
   addCommands(addGroup(program, "rollouts", "Versions reaching devices, by stages"), run, rolloutCommands);
   addCommands(addGroup(program, "telemetry", "What the fleet reports, summed up"), run, telemetryCommands);
+  addCommands(addGroup(program, "edge", "Edges that partners run themselves"), run, edgeCommands);
+  addCommands(addGroup(program, "licenses", "What authorises edges to forward signals"), run, licenseCommands);
+  addCommands(addGroup(program, "edge-certificates", "Client certificates of edges"), run, edgeCertificateCommands);
+  addCommands(addGroup(program, "edge-keys", "Keys with which edges sign"), run, edgeKeyCommands);
+  addCommands(
+    addGroup(program, "partner-keys", "Keys by which partners' backends read verdicts"),
+    run,
+    partnerKeyCommands,
+  );
   addCommands(program, run, [simulateCommand, completionCommand]);
   return program;
 }

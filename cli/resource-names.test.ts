@@ -1,8 +1,9 @@
 import { Code, ConnectError, createClient, createRouterTransport } from "@connectrpc/connect";
+import { EdgeCredentialService } from "@octomesh/proto/octomesh/identity/v1/edge_credential_service_pb";
 import { ModelService } from "@octomesh/proto/octomesh/model/v1/model_service_pb";
 import { ModelVersionService } from "@octomesh/proto/octomesh/model/v1/model_version_service_pb";
 import { describe, expect, test } from "vitest";
-import { readNames } from "./resource-names.ts";
+import { readLicenseNames, readNames } from "./resource-names.ts";
 
 function mesh(options: { refuse?: boolean } = {}) {
   const asked: string[] = [];
@@ -57,5 +58,40 @@ describe("readNames", () => {
     const { clients } = mesh({ refuse: true });
     const names = await readNames(clients, [{ modelId: "mdl_a", versionId: "mvr_1" }]);
     expect([names.model("mdl_a"), names.version("mvr_1")]).toEqual(["mdl_a", "1.0.0"]);
+  });
+});
+
+describe("readLicenseNames", () => {
+  const clientsOf = (refuse: boolean, asked: string[] = []) => ({
+    edgeCredentials: createClient(
+      EdgeCredentialService,
+      createRouterTransport(({ service }) => {
+        service(EdgeCredentialService, {
+          listLicenseKeys({ pageToken }) {
+            asked.push(pageToken);
+            if (refuse) throw new ConnectError("no", Code.PermissionDenied);
+            return pageToken === ""
+              ? { licenseKeys: [{ id: "lic_a", name: "Frankfurt" }], nextPageToken: "2" }
+              : { licenseKeys: [{ id: "lic_b", name: "Paris" }], nextPageToken: "" };
+          },
+        });
+      }),
+    ),
+  });
+
+  test("reads no further than needed, and nothing where there is nothing to name", async () => {
+    const asked: string[] = [];
+    const nameOf = await readLicenseNames(clientsOf(false, asked), ["lic_a", "lic_a"]);
+    expect([nameOf("lic_a"), nameOf("lic_b")]).toEqual(["Frankfurt", "lic_b"]);
+    await readLicenseNames(clientsOf(false, asked), []);
+    expect(asked).toEqual([""]);
+  });
+
+  test("follows pages, and leaves the ids where licences may not be read", async () => {
+    const [named, refused] = [
+      await readLicenseNames(clientsOf(false), ["lic_b", "lic_c"]),
+      await readLicenseNames(clientsOf(true), ["lic_a"]),
+    ];
+    expect([named("lic_b"), named("lic_c"), refused("lic_a")]).toEqual(["Paris", "lic_c", "lic_a"]);
   });
 });

@@ -47,6 +47,22 @@ export async function readNames(
   return { model: nameOf, version: nameOf };
 }
 
+/** Reads the names of licences once for a command, as `readNames`; what cannot be read keeps its id. */
+export async function readLicenseNames(
+  clients: Pick<Clients, "edgeCredentials">,
+  ids: Iterable<string>,
+): Promise<(id: string) => string> {
+  const names = new Map<string, string>();
+  await readInto(names, new Set(ids), async (pageToken) => {
+    const answer = await clients.edgeCredentials.listLicenseKeys({ pageSize: 1000, pageToken });
+    return {
+      items: answer.licenseKeys.map(({ id, name }) => [id, name] as const),
+      nextPageToken: answer.nextPageToken,
+    };
+  });
+  return (id) => names.get(id) ?? id;
+}
+
 async function readInto(
   names: Map<string, string>,
   wanted: ReadonlySet<string>,

@@ -1,6 +1,15 @@
 import { X509Certificate } from "node:crypto";
 import { once } from "node:events";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { type ClientHttp2Session, connect } from "node:http2";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -217,7 +226,8 @@ describe("the development authority", () => {
     const second = await openDevelopmentAuthority(folder, trustDomain);
     expect(second.bundle).toBe(first.bundle);
     expect(statSync(join(folder, "ca")).mode & 0o777).toBe(0o700);
-    expect(readdirSync(join(folder, "ca"))).toEqual(["authority.json"]);
+    expect(readdirSync(join(folder, "ca"))).toEqual(["authority.json", "authority.pem"]);
+    expect(readFileSync(join(folder, "ca", "authority.pem"), "utf8")).toBe(first.bundle);
     expect(statSync(join(folder, "ca", "authority.json")).mode & 0o777).toBe(0o600);
 
     const identity = await second.issue("rollout");

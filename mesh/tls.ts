@@ -1,5 +1,15 @@
 import { constants, createHash, createPublicKey, X509Certificate } from "node:crypto";
-import { chmodSync, existsSync, linkSync, mkdirSync, readFileSync, rmSync, watch, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  linkSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  watch,
+  writeFileSync,
+} from "node:fs";
 import type { SecureClientSessionOptions, SecureServerOptions } from "node:http2";
 import { dirname, join } from "node:path";
 import type { PeerCertificate, SecureContextOptions, TLSSocket } from "node:tls";
@@ -289,6 +299,7 @@ interface StoredAuthority {
 
 async function openAuthorityFile(folder: string, trustDomain: string, clock: Clock): Promise<StoredAuthority> {
   const file = join(folder, "authority.json");
+  const publicFile = join(folder, "authority.pem");
   try {
     mkdirSync(folder, { recursive: true, mode: 0o700 });
     chmodSync(folder, 0o700);
@@ -311,6 +322,12 @@ async function openAuthorityFile(folder: string, trustDomain: string, clock: Clo
     throw new ConfigError([
       `${file}: the development authority expires at ${stored.parsed.validTo}; remove the file for a new one`,
     ]);
+  }
+  // The certificate alone too, for edges and backends that are to believe the verdict service's port.
+  if (!existsSync(publicFile) || readFileSync(publicFile, "utf8") !== stored.certificate) {
+    const temporary = `${publicFile}.${process.pid}`;
+    writeFileSync(temporary, stored.certificate, { mode: 0o644 });
+    renameSync(temporary, publicFile);
   }
   return stored;
 }

@@ -14,6 +14,8 @@ export interface FakeTerminalOptions {
   input?: string;
   /** Answers to questions, in order; without them nobody can be asked. */
   answers?: string[];
+  /** Aborted where the person presses Ctrl-C. */
+  signal?: AbortSignal;
 }
 
 /** Makes a terminal for tests: 100 columns, a fixed time, no screen unless asked for. */
@@ -35,7 +37,7 @@ export function fakeTerminal(options: FakeTerminalOptions = {}): FakeTerminal {
     },
     readInput: async () => options.input ?? "",
     now: () => Date.UTC(2026, 1, 3, 4, 5, 6),
-    signal: new AbortController().signal,
+    signal: options.signal ?? new AbortController().signal,
     stdout: () => out.join(""),
     stderr: () => err.join(""),
   };
