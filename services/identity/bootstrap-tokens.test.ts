@@ -2,6 +2,7 @@ import { durationMs, timestampMs } from "@bufbuild/protobuf/wkt";
 import { Reason } from "@octomesh/mesh/errors";
 import { newId } from "@octomesh/mesh/ids";
 import { digestToken } from "@octomesh/mesh/opaque-token";
+import { AuditService } from "@octomesh/proto/octomesh/audit/v1/audit_service_pb";
 import {
   type BootstrapToken,
   BootstrapToken_Kind,
@@ -13,7 +14,6 @@ import {
   ResolveCredentialResponse_State,
 } from "@octomesh/proto/octomesh/identity/v1/credential_service_pb";
 import { DeviceCredentialService } from "@octomesh/proto/octomesh/identity/v1/device_credential_service_pb";
-import { EdgeCredentialService } from "@octomesh/proto/octomesh/identity/v1/edge_credential_service_pb";
 import { SessionService } from "@octomesh/proto/octomesh/identity/v1/session_service_pb";
 import { CallerKind } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { describe, expect, it } from "vitest";
@@ -133,9 +133,9 @@ describe("ListBootstrapTokens", () => {
 
 describe("what this release does not serve", () => {
   it("says so, behind the same policy", async () => {
-    const edges = identity.client(EdgeCredentialService, { bearer });
-    expect(await refusalOf(edges.createPartnerKey({ name: "backend" }))).toBe(Reason.NOT_IMPLEMENTED);
-    const anonymous = identity.client(EdgeCredentialService, "public");
-    expect(await refusalOf(anonymous.createPartnerKey({ name: "backend" }))).toBe(Reason.CREDENTIAL_MISSING);
+    const audit = identity.client(AuditService, { bearer });
+    expect(await refusalOf(audit.listAuditEvents({}))).toBe(Reason.NOT_IMPLEMENTED);
+    const anonymous = identity.client(AuditService, "public");
+    expect(await refusalOf(anonymous.listAuditEvents({}))).toBe(Reason.CREDENTIAL_MISSING);
   });
 });

@@ -34,5 +34,14 @@ export const singleUseTokenMs = 15 * 60_000;
 /** Life of an enrolment token where the request gives none: 30 days. */
 export const enrolmentTokenMs = 30 * 86_400_000;
 
+/** Life of a licence where the request gives none: a year. */
+export const licenseMs = 365 * 86_400_000;
+
+/** Life of an edge's client certificate, no longer than its licence's: 90 days. */
+export const edgeCertificateMs = 90 * 86_400_000;
+
+/** Life of the edges' certificate authority: 10 years. */
+export const edgeAuthorityMs = 3650 * 86_400_000;
+
 /** Life of a read token where the request gives none: 15 minutes. */
 export const readTokenMs = 15 * 60_000;

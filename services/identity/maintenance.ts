@@ -10,6 +10,7 @@ const keptMs: Record<ExpiringTable, number> = {
   sessions: 30 * 86_400_000,
   device_credentials: 30 * 86_400_000,
   read_tokens: 86_400_000,
+  edge_certificates: 30 * 86_400_000,
 };
 
 /** Deletes what expired long ago. */

@@ -11,6 +11,13 @@ export interface IdentitySchema {
   api_keys: ApiKeyTable;
   bootstrap_tokens: BootstrapTokenTable;
   read_tokens: ReadTokenTable;
+  license_keys: LicenseKeyTable;
+  partner_keys: PartnerKeyTable;
+  edge_certificates: EdgeCertificateTable;
+  edge_signing_keys: EdgeSigningKeyTable;
+  embedded_edges: EmbeddedEdgeTable;
+  license_signing_keys: LicenseSigningKeyTable;
+  edge_authorities: EdgeAuthorityTable;
   revocations: RevocationTable;
   revocation_subscribers: { id: string; peer: string; cursor: string; lease_expire_time: Date };
   signing_keys: SigningKeyTable;
@@ -113,6 +120,79 @@ export interface ReadTokenTable {
   create_time: Date;
   expire_time: Date;
   revoke_time: Date | null;
+}
+
+/** Licences of edges. */
+export interface LicenseKeyTable {
+  org_id: string;
+  id: string;
+  name: string;
+  client_certificate: number;
+  create_time: Date;
+  expire_time: Date;
+  revoke_time: Date | null;
+}
+
+/** Partner keys. */
+export interface PartnerKeyTable {
+  org_id: string;
+  id: string;
+  name: string;
+  prefix: string;
+  digest: Buffer;
+  create_time: Date;
+  last_use_time: Date | null;
+  revoke_time: Date | null;
+}
+
+/** Client certificates of edges. */
+export interface EdgeCertificateTable {
+  org_id: string;
+  id: string;
+  license_key_id: string;
+  spiffe_id: string;
+  serial: string;
+  certificate_pem: string;
+  create_time: Date;
+  expire_time: Date;
+  revoke_time: Date | null;
+}
+
+/** Public halves of edges' signing keys. */
+export interface EdgeSigningKeyTable {
+  org_id: string;
+  id: string;
+  license_key_id: string;
+  public_key: Buffer;
+  create_time: Date;
+  revoke_time: Date | null;
+}
+
+/** Kits of the deployment's own edge that are not revoked yet. */
+export interface EmbeddedEdgeTable {
+  org_id: string;
+  license_key_id: string;
+  certificate_id: string;
+  signing_key_id: string;
+  provision_time: Date;
+}
+
+/** Keys that sign licences. */
+export interface LicenseSigningKeyTable {
+  kid: string;
+  public_key: Buffer;
+  sealed_private_key: Buffer;
+  create_time: Date;
+  activate_time: Date;
+}
+
+/** The edges' certificate authorities. */
+export interface EdgeAuthorityTable {
+  id: string;
+  certificate_pem: string;
+  sealed_private_key: Buffer;
+  create_time: Date;
+  expire_time: Date;
 }
 
 /** Revocations that still matter. */

@@ -17,10 +17,12 @@ import { SessionService } from "@octomesh/proto/octomesh/identity/v1/session_ser
 import { TenantService } from "@octomesh/proto/octomesh/tenant/v1/tenant_service_pb";
 import { type Dependencies, openDependencies } from "./dependencies.ts";
 import { keepHouse, resumeErasures } from "./maintenance.ts";
+import { keepEdgeProvisioned } from "./provision-edge.ts";
 import { apiKeyRoutes } from "./routes/api-keys.ts";
 import { bootstrapTokenRoutes } from "./routes/bootstrap-tokens.ts";
 import { credentialRoutes } from "./routes/credentials.ts";
 import { deviceCredentialRoutes } from "./routes/device-credentials.ts";
+import { edgeCredentialRoutes } from "./routes/edge-credentials.ts";
 import { memberRoutes } from "./routes/members.ts";
 import { organizationRoutes } from "./routes/organizations.ts";
 import { readTokenRoutes } from "./routes/read-tokens.ts";
@@ -61,7 +63,7 @@ export const createService: CreateService = async (runtime) => {
         .service(ReadTokenService, readTokenRoutes(deps))
         .service(CredentialService, credentialRoutes(deps))
         .service(TenantService, tenantRoutes(deps))
-        .service(EdgeCredentialService, notImplemented(EdgeCredentialService))
+        .service(EdgeCredentialService, edgeCredentialRoutes(deps))
         .service(AuditService, notImplemented(AuditService));
     },
     http: [],
@@ -89,6 +91,12 @@ export const createService: CreateService = async (runtime) => {
           log,
           signal,
           run: (_lease, held) => repeat(resumeMs, held, log, () => resumeErasures(deps)),
+        }),
+        holdLease(database, {
+          name: "embedded edge",
+          log,
+          signal,
+          run: (lease, held) => keepEdgeProvisioned(deps, lease, held),
         }),
       );
     },

@@ -1,16 +1,20 @@
+import { randomBytes } from "node:crypto";
 import { Reason, reasonOf } from "@octomesh/mesh/errors";
 import { newId } from "@octomesh/mesh/ids";
 import { testCall } from "@octomesh/mesh/test/database-fixture";
 import { ApiKeyService } from "@octomesh/proto/octomesh/identity/v1/api_key_service_pb";
 import { BootstrapTokenService } from "@octomesh/proto/octomesh/identity/v1/bootstrap_token_service_pb";
 import { DeviceCredentialService } from "@octomesh/proto/octomesh/identity/v1/device_credential_service_pb";
+import { EdgeCredentialService } from "@octomesh/proto/octomesh/identity/v1/edge_credential_service_pb";
 import { ReadTokenService } from "@octomesh/proto/octomesh/identity/v1/read_token_service_pb";
 import { Scope } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { sql } from "kysely";
 import pg from "pg";
 import { beforeAll, describe, expect, it } from "vitest";
+import { insertEmbeddedEdge } from "./store/edge-credentials.ts";
 import { readForIssue } from "./store/organizations.ts";
 import { startTestIdentity, type TestOrganization } from "./test/identity-fixture.ts";
+import { createSigningRequest } from "./test/signing-request.ts";
 
 const identity = await startTestIdentity();
 const acme = await identity.setUp();
@@ -49,6 +53,25 @@ async function fill(org: TestOrganization): Promise<void> {
       bootstrapTokenId: token.id,
       registrationId: newId("reg"),
     });
+  await fillEdges(org);
+}
+
+async function fillEdges(org: TestOrganization): Promise<void> {
+  const edges = identity.client(EdgeCredentialService, { bearer: org.session.accessToken });
+  const { id: licenseKeyId } = await edges.createLicenseKey({ name: "l" });
+  await edges.createPartnerKey({ name: "p" });
+  const { pem: csrPem } = await createSigningRequest();
+  const certificate = await edges.issueEdgeCertificate({ licenseKeyId, csrPem });
+  const signingKey = await edges.registerEdgeSigningKey({ licenseKeyId, publicKey: randomBytes(32) });
+  await database.write(testCall(org.orgId), (tx) =>
+    insertEmbeddedEdge(tx, {
+      org_id: org.orgId,
+      license_key_id: licenseKeyId,
+      certificate_id: certificate.id,
+      signing_key_id: signingKey.id,
+      provision_time: new Date(),
+    }),
+  );
 }
 
 beforeAll(async () => {
@@ -59,7 +82,7 @@ beforeAll(async () => {
 describe("row-level security", () => {
   it("shows a transaction without a filter its own organisation's rows, in every table of tenants", async () => {
     const tables = await tenantTables();
-    expect(tables.length).toBeGreaterThanOrEqual(10);
+    expect(tables.length).toBeGreaterThanOrEqual(15);
     for (const table of tables.filter((name) => name !== "erasures")) {
       for (const { orgId } of [acme, other]) {
         const rows = await database.read(orgId, async (tx) => {
@@ -99,7 +122,13 @@ describe("row-level security", () => {
   });
 
   it("keeps keys, subscribers and set-up codes from the tenants' role", async () => {
-    for (const table of ["signing_keys", "revocation_subscribers", "set_up_codes"]) {
+    for (const table of [
+      "signing_keys",
+      "revocation_subscribers",
+      "set_up_codes",
+      "license_signing_keys",
+      "edge_authorities",
+    ]) {
       const read = database.read(acme.orgId, (tx) => sql`select 1 from ${sql.table(table)}`.execute(tx));
       await expect(read, table).rejects.toMatchObject({ code: "42501" });
     }

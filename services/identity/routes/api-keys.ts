@@ -12,11 +12,12 @@ import { WatchRevocationsResponse_Revocation_Subject as Subject } from "@octomes
 import { Environment } from "@octomesh/proto/octomesh/identity/v1/organization_pb";
 import type { Dependencies } from "../dependencies.ts";
 import { opaqueCacheMs } from "../lifetimes.ts";
+import { inEnvironment, newestFirst, readPair } from "../organization-pair.ts";
 import { readPage } from "../page.ts";
 import { readTokenRevocations } from "../read-tokens.ts";
 import { replayable, replayedHeader } from "../replayable.ts";
 import { type ApiKeyRow, findApiKey, insertApiKey, listApiKeys, revokeApiKey } from "../store/api-keys.ts";
-import { type OrganizationRow, readForIssue, readOrganization } from "../store/organizations.ts";
+import { type OrganizationRow, readForIssue } from "../store/organizations.ts";
 
 /** How much of a key people see again: its kind and the first four of its random characters. */
 const shownCharacters = 4;
@@ -27,29 +28,16 @@ export function apiKeyRoutes(deps: Dependencies): ServiceImpl<typeof ApiKeyServi
 
   /** The organisation whose key this is: the caller's own or its counterpart. Throws RESOURCE_NOT_FOUND. */
   async function findKey(orgId: string, id: string): Promise<{ row: ApiKeyRow; org: OrganizationRow }> {
-    for (const org of await readPair(orgId)) {
+    for (const org of await readPair(deps, orgId)) {
       const row = await database.read(org.org_id, (tx) => findApiKey(tx, org.org_id, id));
       if (row !== undefined) return { row, org };
     }
     throw fail(Reason.RESOURCE_NOT_FOUND, "there is no such API key", { id });
   }
 
-  async function readPair(orgId: string): Promise<OrganizationRow[]> {
-    const org = await database.read(orgId, (tx) => readOrganization(tx, orgId));
-    // A sandbox does not reach into the live organisation.
-    if (org.environment !== Environment.LIVE) return [org];
-    return [org, await database.read(org.paired_id, (tx) => readOrganization(tx, org.paired_id))];
-  }
-
   return {
     async createApiKey(request, context) {
-      const original = callOf(context);
-      const own = await database.read(original.orgId, (tx) => readOrganization(tx, original.orgId));
-      const environment = request.environment === Environment.UNSPECIFIED ? own.environment : request.environment;
-      if (environment === Environment.LIVE && own.environment !== Environment.LIVE) {
-        throw fail(Reason.VALIDATION_FAILED, "a sandbox has no live keys", { field: "environment" });
-      }
-      const call = environment === own.environment ? original : withOrganization(original, own.paired_id);
+      const { call, environment } = await inEnvironment(deps, callOf(context), request.environment);
       const now = new Date(clock.now());
       const expireTime = request.expireTime === undefined ? null : timestampDate(request.expireTime);
       if (expireTime !== null && !(expireTime > now)) {
@@ -89,7 +77,7 @@ export function apiKeyRoutes(deps: Dependencies): ServiceImpl<typeof ApiKeyServi
 
     async listApiKeys(request, context) {
       const { orgId } = callOf(context);
-      const pair = await readPair(orgId);
+      const pair = await readPair(deps, orgId);
       const page = await readPage(
         pager,
         {
@@ -140,12 +128,6 @@ export function apiKeyRoutes(deps: Dependencies): ServiceImpl<typeof ApiKeyServi
       return apiKeyMessage(row, org.environment, now.getTime());
     },
   };
-}
-
-function newestFirst(a: ApiKeyRow, b: ApiKeyRow): number {
-  const byTime = b.create_time.getTime() - a.create_time.getTime();
-  if (byTime !== 0) return byTime;
-  return a.id < b.id ? 1 : -1;
 }
 
 function apiKeyMessage(row: ApiKeyRow, environment: Environment, now: number): ApiKey {

@@ -9,19 +9,22 @@ import {
 } from "@octomesh/proto/octomesh/identity/v1/credential_service_pb";
 import { CallerKind } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import type { Dependencies } from "../dependencies.ts";
+import { signingKeyMessage } from "../edge-credentials.ts";
 import { subscriberLeaseMs } from "../revocation-log.ts";
 import { updateLastUse } from "../store/api-keys.ts";
 import { findCredential, type ResolvedCredential } from "../store/credentials.ts";
+import { findGoodSigningKey } from "../store/edge-credentials.ts";
 
 const kinds: Record<ResolvedCredential["kind"], CallerKind> = {
   api_key: CallerKind.API_KEY,
   bootstrap: CallerKind.BOOTSTRAP,
   read_token: CallerKind.READ_TOKEN,
+  partner: CallerKind.PARTNER,
 };
 
 /** CredentialService. */
 export function credentialRoutes(deps: Dependencies): ServiceImpl<typeof CredentialService> {
-  const { database, clock, keyRing, revocations } = deps;
+  const { database, clock, edgeIssuer, keyRing, revocations } = deps;
   return {
     async resolveCredential(request) {
       const found = await database.system((tx) => findCredential(tx, Buffer.from(request.digest)));
@@ -34,6 +37,7 @@ export function credentialRoutes(deps: Dependencies): ServiceImpl<typeof Credent
         state: stateOf(found, clock.now()),
         expireTime: found.expire_time === null ? undefined : timestampFromDate(found.expire_time),
         plan: found.plan,
+        environment: found.environment,
       };
     },
 
@@ -56,7 +60,7 @@ export function credentialRoutes(deps: Dependencies): ServiceImpl<typeof Credent
     async reportCredentialUse(request) {
       const now = clock.now();
       const uses = request.uses
-        .filter((use) => isId("key", use.id))
+        .filter((use) => isId("key", use.id) || isId("pky", use.id))
         .map((use) => ({
           orgId: use.orgId,
           id: use.id,
@@ -64,8 +68,24 @@ export function credentialRoutes(deps: Dependencies): ServiceImpl<typeof Credent
           time: new Date(Math.min(now, use.lastUseTime === undefined ? now : timestampMs(use.lastUseTime))),
         }));
       if (uses.length === 0) return {};
-      await database.ingest([...new Set(uses.map((use) => use.orgId))], (tx) => updateLastUse(tx, uses));
+      await database.ingest([...new Set(uses.map((use) => use.orgId))], async (tx) => {
+        await updateLastUse(tx, "api_keys", uses);
+        await updateLastUse(tx, "partner_keys", uses);
+      });
       return {};
+    },
+
+    getEdgeTrust() {
+      return {
+        licenseKeys: edgeIssuer.licenseKeys().map(({ kid, publicKey }) => ({ keyId: kid, publicKey })),
+        certificateAuthoritiesPem: [...edgeIssuer.authorities()],
+      };
+    },
+
+    async getEdgeSigningKey({ id }) {
+      const row = await database.system((tx) => findGoodSigningKey(tx, id, new Date(clock.now())));
+      if (row === undefined) throw fail(Reason.RESOURCE_NOT_FOUND, "there is no such signing key", { id });
+      return signingKeyMessage(row);
     },
   };
 }

@@ -21,6 +21,7 @@ import { revokeTimeFor } from "../issue-time.ts";
 import { defaultDeviceTokenExpiryMs, maxAccessMs, revocationSlackMs } from "../lifetimes.ts";
 import { beginSession, sessionTokens } from "../sessions.ts";
 import { deleteSetUpCode } from "../set-up-code.ts";
+import { lastLicenseExpiry } from "../store/edge-credentials.ts";
 import { insertMember } from "../store/members.ts";
 import {
   hasOrganization,
@@ -90,6 +91,7 @@ export function organizationRoutes(deps: Dependencies): ServiceImpl<typeof Organ
         const row = await readOrganization(tx, orgId);
         return { org: row, grant: await beginSession(deps, tx, row, member) };
       });
+      deps.edgeBell.ring();
       await deleteSetUpCode(deps.stateDir);
       return {
         organization: organizationMessage(org),
@@ -142,7 +144,10 @@ export function organizationRoutes(deps: Dependencies): ServiceImpl<typeof Organ
         await markDeleted(tx, orgIds, new Date(now));
         const lastIssue = await lastIssueTime(tx, orgIds);
         const revokeTime = revokeTimeFor(now, lastIssue === undefined ? [] : [lastIssue]);
-        const forgetTime = new Date(revokeTime.getTime() + maxAccessMs + revocationSlackMs);
+        const lastLicense = await lastLicenseExpiry(tx, orgIds);
+        const forgetTime = new Date(
+          Math.max(revokeTime.getTime() + maxAccessMs, lastLicense?.getTime() ?? 0) + revocationSlackMs,
+        );
         const subject = Subject.ORGANIZATION;
         return {
           org: row,

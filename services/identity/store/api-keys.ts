@@ -72,15 +72,19 @@ export interface KeyUse {
 }
 
 /** Moves the time of last use forward, for many keys of several organisations; role ingest. */
-export async function updateLastUse(tx: IdentityTransaction, uses: readonly KeyUse[]): Promise<void> {
+export async function updateLastUse(
+  tx: IdentityTransaction,
+  table: "api_keys" | "partner_keys",
+  uses: readonly KeyUse[],
+): Promise<void> {
   await sql`
-    update api_keys set last_use_time = used.time
+    update ${sql.table(table)} as keys set last_use_time = used.time
     from (
       select org_id, id, max(time) as time
       from unnest(${uses.map((use) => use.orgId)}::text[], ${uses.map((use) => use.id)}::text[],
                   ${uses.map((use) => use.time)}::timestamptz[]) as used (org_id, id, time)
       group by org_id, id
     ) used
-    where api_keys.org_id = used.org_id and api_keys.id = used.id
-      and (api_keys.last_use_time is null or api_keys.last_use_time < used.time)`.execute(tx);
+    where keys.org_id = used.org_id and keys.id = used.id
+      and (keys.last_use_time is null or keys.last_use_time < used.time)`.execute(tx);
 }

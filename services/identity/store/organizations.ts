@@ -80,6 +80,19 @@ export async function updateOrganization(
     .executeTakeFirstOrThrow();
 }
 
+/** The oldest organisation that is live and not being deleted; role system. */
+export async function oldestLive(tx: IdentityTransaction, environment: number): Promise<OrganizationRow | undefined> {
+  return await tx
+    .selectFrom("organizations")
+    .selectAll()
+    .where("environment", "=", environment)
+    .where("delete_time", "is", null)
+    .orderBy("create_time")
+    .orderBy("org_id")
+    .limit(1)
+    .executeTakeFirst();
+}
+
 /** Marks organisations as being deleted, once and for all; role system. */
 export async function markDeleted(tx: IdentityTransaction, orgIds: readonly string[], now: Date): Promise<void> {
   await tx

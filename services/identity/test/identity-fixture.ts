@@ -32,6 +32,7 @@ import type { Runtime, Service } from "@octomesh/mesh/service";
 import type { ServiceName } from "@octomesh/mesh/service-name";
 import { createSystemCall } from "@octomesh/mesh/system-call";
 import { openTestDatabase, type TestDatabase, testCall } from "@octomesh/mesh/test/database-fixture";
+import { EdgeService } from "@octomesh/proto/octomesh/edge/v1/edge_service_pb";
 import { CredentialService } from "@octomesh/proto/octomesh/identity/v1/credential_service_pb";
 import { OrganizationService } from "@octomesh/proto/octomesh/identity/v1/organization_service_pb";
 import type { Session } from "@octomesh/proto/octomesh/identity/v1/session_pb";
@@ -46,6 +47,7 @@ import { createService } from "../service.ts";
 import { setUpCodePath } from "../set-up-code.ts";
 import { insertMember } from "../store/members.ts";
 import { insertOrganizations } from "../store/organizations.ts";
+import { createFakeEdge, type FakeEdge } from "./fake-edge.ts";
 
 /** Who calls in a test: the credential it shows, or the service it is. */
 export type TestCaller =
@@ -70,6 +72,8 @@ export interface TestIdentity {
   /** What a live sibling knows of revocations. */
   readonly revocations: Revocations;
   readonly siblings: ReadonlyMap<ServiceName, TestSibling>;
+  /** The deployment's own edge. It is away until a test brings it. */
+  readonly edge: FakeEdge;
   readonly stateDir: string;
   /** Everything that was logged. */
   readonly logged: string[];
@@ -125,6 +129,7 @@ export async function startTestIdentity(): Promise<TestIdentity> {
       { rows: new Map(), isAway: false },
     ]),
   );
+  const edge = createFakeEdge();
   const runtime: Runtime = {
     name: "identity",
     stateDir,
@@ -135,9 +140,13 @@ export async function startTestIdentity(): Promise<TestIdentity> {
     env: {},
     trustDomain,
     publicUrl: "http://localhost:8080",
+    verdictUrl: () => "https://localhost:7206",
+    trustBundle: () => "",
+    redisUrl: undefined,
     openDatabase: async <DB>() => database as unknown as Database<DB>,
-    client: () => {
-      throw new Error("identity calls no sibling but to erase an organisation");
+    client: <S extends DescService>(desc: S) => {
+      if (desc.typeName !== EdgeService.typeName) throw new Error(`identity does not call ${desc.typeName}`);
+      return edge.client as unknown as Client<S>;
     },
     clientOf: (sibling, desc) => createClient(desc, siblingTransport(siblings, sibling)),
     delegated: () => ({}),
@@ -236,6 +245,7 @@ export async function startTestIdentity(): Promise<TestIdentity> {
     time,
     revocations,
     siblings,
+    edge,
     stateDir,
     logged,
     client,
