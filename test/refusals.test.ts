@@ -1,4 +1,4 @@
-import { createHash, randomBytes } from "node:crypto";
+import { createHash, generateKeyPairSync, randomBytes, webcrypto } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { create, type DescMessage, type DescMethod, type DescService, type Message, toJson } from "@bufbuild/protobuf";
@@ -7,16 +7,20 @@ import { createAsyncIterable } from "@connectrpc/connect/protocol";
 import { createGrpcTransport } from "@connectrpc/connect-node";
 import { contractServices } from "@octomesh/mesh/contract";
 import { delegateHeader } from "@octomesh/mesh/delegation";
+import { licenseHeader } from "@octomesh/mesh/edge-license";
 import { nameOfReason, Reason, reasonOf } from "@octomesh/mesh/errors";
 import { newId } from "@octomesh/mesh/ids";
 import { nameOfScope, type Policy, policyOf } from "@octomesh/mesh/policy";
 import { bindingsOf } from "@octomesh/mesh/rest";
 import { type ServiceName, serviceNames } from "@octomesh/mesh/service-name";
 import { clientTlsOptions, defaultTrustDomain, openDevelopmentAuthority, spiffeIdOf } from "@octomesh/mesh/tls";
+import { Pkcs10CertificateRequestGenerator } from "@octomesh/mesh/x509";
 import { DeviceGroupService } from "@octomesh/proto/octomesh/device/v1/device_group_service_pb";
 import { DeviceService } from "@octomesh/proto/octomesh/device/v1/device_service_pb";
 import { ApiKeyService } from "@octomesh/proto/octomesh/identity/v1/api_key_service_pb";
 import { BootstrapTokenService } from "@octomesh/proto/octomesh/identity/v1/bootstrap_token_service_pb";
+import { EdgeCredentialService } from "@octomesh/proto/octomesh/identity/v1/edge_credential_service_pb";
+import { LicenseKey_ClientCertificateMode as CertificateMode } from "@octomesh/proto/octomesh/identity/v1/license_key_pb";
 import { MemberService } from "@octomesh/proto/octomesh/identity/v1/member_service_pb";
 import { Environment } from "@octomesh/proto/octomesh/identity/v1/organization_pb";
 import { OrganizationService } from "@octomesh/proto/octomesh/identity/v1/organization_service_pb";
@@ -28,13 +32,23 @@ import { ModelService } from "@octomesh/proto/octomesh/model/v1/model_service_pb
 import { ModelVersionService } from "@octomesh/proto/octomesh/model/v1/model_version_service_pb";
 import { Role, Scope, ScopeSchema } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { RolloutService } from "@octomesh/proto/octomesh/rollout/v1/rollout_service_pb";
+import { VerdictService } from "@octomesh/proto/octomesh/verdict/v1/verdict_service_pb";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type StartedMesh, startMesh } from "./start-mesh.ts";
 
 /** Who calls, and what its credential holds. */
 interface TestCaller {
   readonly name: string;
-  readonly kind: "anonymous" | "garbage" | "session" | "api_key" | "device" | "bootstrap" | "read_token";
+  readonly kind:
+    | "anonymous"
+    | "garbage"
+    | "session"
+    | "api_key"
+    | "device"
+    | "bootstrap"
+    | "read_token"
+    | "partner"
+    | "license";
   readonly token?: string;
   readonly role?: Role;
   readonly scopes?: ReadonlySet<Scope>;
@@ -57,6 +71,10 @@ const keysWithout = new Map<Scope, TestCaller>();
 const live = new Map<string, string>();
 let foreignKey: TestCaller;
 let foreignDevice: TestCaller;
+let foreignPartner: TestCaller;
+/** An edge of the live organisation: its licence, and a transport that proves its certificate on the edges' port. */
+let edge: { readonly headers: Record<string, string>; readonly transport: Transport };
+const sessionRef = "a-session-of-the-live-organisation";
 /** Methods that some test has reached. */
 const reached = new Set<DescMethod>();
 
@@ -147,6 +165,19 @@ async function makeCallersAndResources(): Promise<void> {
     { name: "a bootstrap token", kind: "bootstrap", token: device.bootstrap },
     { name: "a read token", kind: "read_token", token: readToken.token, scopes: new Set(readScopes) },
   );
+  const credentials = createClient(EdgeCredentialService, publicTransport);
+  const partnerKey = await credentials.createPartnerKey({ name: "backend" }, owner);
+  live.set("pky", partnerKey.id);
+  const license = await credentials.createLicenseKey(
+    { name: "edge", clientCertificate: CertificateMode.REQUIRE },
+    owner,
+  );
+  live.set("lic", license.id);
+  callers.push(
+    { name: "a backend", kind: "partner", token: partnerKey.partnerKey },
+    { name: "an edge at the public origin", kind: "license", token: license.license },
+  );
+  edge = await edgeOf(license, credentials, owner);
 
   live.set("email", "member@example.com");
   const group = await createClient(DeviceGroupService, publicTransport).createDeviceGroup(
@@ -183,8 +214,51 @@ async function makeCallersAndResources(): Promise<void> {
   live.set("rol", rollout.id);
 
   foreignKey = { ...(await keyWith(allScopes, Environment.TEST)), name: "another organisation's key" };
+  const foreignBackend = await credentials.createPartnerKey({ name: "ci", environment: Environment.TEST }, owner);
+  foreignPartner = { name: "another organisation's backend", kind: "partner", token: foreignBackend.partnerKey };
+  await createClient(VerdictService, publicTransport).createVerdictSession(
+    { sessionRef },
+    { headers: { authorization: `Bearer ${partnerKey.partnerKey}` } },
+  );
   const foreign = await register(foreignKey, "test-device");
   foreignDevice = { name: "another organisation's device", kind: "device", token: foreign.token };
+}
+
+/** Equips an edge for a licence: a client certificate and a signing key. */
+async function edgeOf(
+  license: { readonly id: string; readonly license: string },
+  credentials: ReturnType<typeof createClient<typeof EdgeCredentialService>>,
+  owner: { headers: Record<string, string> },
+): Promise<typeof edge> {
+  const keys = await webcrypto.subtle.generateKey({ name: "ECDSA", namedCurve: "P-256" }, true, ["sign", "verify"]);
+  const request = await Pkcs10CertificateRequestGenerator.create({
+    keys,
+    signingAlgorithm: { name: "ECDSA", hash: "SHA-256" },
+  });
+  const certificate = await credentials.issueEdgeCertificate(
+    { licenseKeyId: license.id, csrPem: request.toString("pem") },
+    owner,
+  );
+  live.set("ecr", certificate.id);
+  const { publicKey } = generateKeyPairSync("ed25519");
+  const registered = await credentials.registerEdgeSigningKey(
+    { licenseKeyId: license.id, publicKey: publicKey.export({ format: "der", type: "spki" }).subarray(-32) },
+    owner,
+  );
+  live.set("esk", registered.id);
+  const key = Buffer.from(await webcrypto.subtle.exportKey("pkcs8", keys.privateKey)).toString("base64");
+  const { bundle } = await openDevelopmentAuthority(mesh.stateDir, defaultTrustDomain);
+  return {
+    headers: { [licenseHeader]: license.license },
+    transport: createGrpcTransport({
+      baseUrl: mesh.verdictUrl,
+      nodeOptions: {
+        ca: bundle,
+        key: `-----BEGIN PRIVATE KEY-----\n${key}\n-----END PRIVATE KEY-----\n`,
+        cert: certificate.certificatePem,
+      },
+    }),
+  };
 }
 
 /** What the policy says of a caller on the public listener; undefined if it is admitted. */
@@ -192,6 +266,8 @@ function expectedRefusal(caller: TestCaller, policy: Policy): { code: Code; reas
   const denied = (reason: Reason) => ({ code: Code.PermissionDenied, reason });
   if (policy.callers.has("public")) return undefined;
   if (caller.kind === "anonymous") return { code: Code.Unauthenticated, reason: Reason.CREDENTIAL_MISSING };
+  // Licences are looked at on the edges' port alone.
+  if (caller.kind === "license") return { code: Code.Unauthenticated, reason: Reason.CREDENTIAL_MISSING };
   if (caller.kind === "garbage") return { code: Code.Unauthenticated, reason: Reason.CREDENTIAL_MALFORMED };
   if (!policy.callers.has(caller.kind)) return denied(Reason.CALLER_KIND_NOT_ALLOWED);
   if (caller.scopes !== undefined && policy.scope !== 0 && !caller.scopes.has(policy.scope))
@@ -232,6 +308,7 @@ function outcome(answer: Message | ConnectError): string {
 }
 
 function bearerOf(caller: TestCaller): Record<string, string> {
+  if (caller.kind === "license") return { [licenseHeader]: caller.token ?? "" };
   return caller.token === undefined ? {} : { authorization: `Bearer ${caller.token}` };
 }
 
@@ -283,6 +360,40 @@ describe("on the public listener", () => {
   );
 });
 
+describe("on the port that edges reach", () => {
+  const isOfVerdict = (service: DescService): boolean => service.typeName.startsWith("octomesh.verdict.");
+
+  test.each(named.filter(([, { policy }]) => policy.isPublic))(
+    "%s refuses an edge that its policy does not admit, and whom it does not admit elsewhere",
+    async (_name, { service, method, policy }) => {
+      const here = callers.filter(({ kind }) => kind !== "license");
+      const found: Record<string, string> = {};
+      const expected: Record<string, string> = {};
+      const name = (refusal: { code: Code; reason: Reason | undefined }): string =>
+        `${Code[refusal.code]} ${refusal.reason === undefined ? "" : nameOfReason(refusal.reason)}`;
+      const unknown = { code: Code.Unimplemented, reason: undefined };
+      for (const caller of here) {
+        const refusal = isOfVerdict(service) ? expectedRefusal(caller, policy) : unknown;
+        if (refusal === undefined) continue;
+        expected[caller.name] = name(refusal);
+        found[caller.name] = outcome(await callRpc(edge.transport, method, bearerOf(caller)));
+      }
+      if (!policy.callers.has("edge") && !policy.callers.has("public")) {
+        const denied = { code: Code.PermissionDenied, reason: Reason.CALLER_KIND_NOT_ALLOWED };
+        expected["an edge"] = name(isOfVerdict(service) ? denied : unknown);
+        found["an edge"] = outcome(await callRpc(edge.transport, method, edge.headers));
+      }
+      expect(found).toEqual(expected);
+    },
+  );
+
+  test("an edge is admitted where the policy names it, and held to what it may send", async () => {
+    expect(outcome(await callRpc(edge.transport, VerdictService.method.submitSignals, edge.headers))).toBe(
+      "InvalidArgument VALIDATION_FAILED",
+    );
+  });
+});
+
 describe("on the mesh listener", () => {
   test.each(named)("%s refuses peers that its policy does not name", async (_name, { service, method, policy }) => {
     const authority = await openDevelopmentAuthority(mesh.stateDir, defaultTrustDomain);
@@ -316,32 +427,33 @@ describe("on the mesh listener", () => {
 });
 
 describe("another organisation's credential", () => {
-  test.each(named.filter(([, { policy }]) => policy.callers.has("api_key") || policy.callers.has("device")))(
-    "%s shows and changes nothing of this one",
-    async (_name, { method, policy }) => {
-      const message = messageOf(method.input);
-      for (const caller of [foreignKey, foreignDevice]) {
-        if (!policy.callers.has(caller.kind as "api_key" | "device")) continue;
-        const answer = await callRpc(publicTransport, method, bearerOf(caller), structuredClone(message));
-        if (answer instanceof ConnectError) {
-          expect([
-            Code.NotFound,
-            Code.PermissionDenied,
-            Code.InvalidArgument,
-            Code.FailedPrecondition,
-            Code.Unimplemented,
-            Code.AlreadyExists,
-          ]).toContain(answer.code);
-          continue;
-        }
-        const shown = JSON.stringify(toJson(method.output, answer as never));
-        for (const [kind, id] of live) {
-          if (kind === "email") continue;
-          expect(shown, `${caller.name} sees ${kind}`).not.toContain(id);
-        }
+  test.each(
+    named.filter(([, { policy }]) =>
+      ["api_key", "device", "partner"].some((kind) => policy.callers.has(kind as "device")),
+    ),
+  )("%s shows and changes nothing of this one", async (_name, { method, policy }) => {
+    const message = messageOf(method.input);
+    for (const caller of [foreignKey, foreignDevice, foreignPartner]) {
+      if (!policy.callers.has(caller.kind as "api_key" | "device" | "partner")) continue;
+      const answer = await callRpc(publicTransport, method, bearerOf(caller), structuredClone(message));
+      if (answer instanceof ConnectError) {
+        expect([
+          Code.NotFound,
+          Code.PermissionDenied,
+          Code.InvalidArgument,
+          Code.FailedPrecondition,
+          Code.Unimplemented,
+          Code.AlreadyExists,
+        ]).toContain(answer.code);
+        continue;
       }
-    },
-  );
+      const shown = JSON.stringify(toJson(method.output, answer as never));
+      for (const [kind, id] of live) {
+        if (kind === "email") continue;
+        expect(shown, `${caller.name} sees ${kind}`).not.toContain(id);
+      }
+    }
+  });
 
   test("leaves everything of this one as it was", async () => {
     const headers = {
@@ -351,6 +463,14 @@ describe("another organisation's credential", () => {
     const rollout = await createClient(RolloutService, publicTransport).getRollout({ id: live.get("rol") }, headers);
     const model = await createClient(ModelService, publicTransport).getModel({ id: live.get("mdl") }, headers);
     expect([device.state, rollout.percentageThousandths, model.name]).toEqual([2, 100_000, "live-model"]);
+    const backend = callers.find((caller) => caller.kind === "partner");
+    const reading = await fetch(`${mesh.publicUrl}/v1/verdict/${sessionRef}`, {
+      headers: { "x-octet-partner-key": backend?.token ?? "" },
+    });
+    expect([reading.status, await reading.json()]).toEqual([
+      404,
+      { status: "pending", ref: sessionRef, reason: "collecting" },
+    ]);
   });
 });
 
@@ -401,9 +521,11 @@ function idFor(field: string, input: DescMessage): string | undefined {
     rollout_id: "rol",
     org_id: "org",
     bootstrap_token_id: "btk",
+    license_key_id: "lic",
   };
   const prefix = byName[field];
   if (prefix !== undefined) return live.get(prefix);
+  if (field === "session_ref") return sessionRef;
   if (field === "version") return "1.0.0";
   if (field === "name" || field === "display_name") return "given-name";
   if (field === "device_identifier") return "live-device";

@@ -20,6 +20,7 @@ import {
   scope_name,
 } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { bindingsOf, loadContract, pathVariables } from "./contract.mjs";
+import { restSchemas, restShapes } from "./rest-shapes.mjs";
 import { writeGenerated } from "./write-generated.mjs";
 
 /** Kinds of caller that reach the REST surface, and how each shows who it is. */
@@ -28,9 +29,13 @@ const schemes = {
   API_KEY: { type: "http", scheme: "bearer", description: "API key, `edg_live_…` or `edg_test_…`." },
   DEVICE: { type: "http", scheme: "bearer", bearerFormat: "JWT", description: "Access token of a device." },
   BOOTSTRAP: { type: "http", scheme: "bearer", description: "Bootstrap or enrolment token, `edg_bootstrap_…`." },
-  PARTNER: { type: "http", scheme: "bearer", description: "Partner key." },
+  PARTNER: {
+    type: "http",
+    scheme: "bearer",
+    description: "Partner key, `edg_partner_…`; or in `x-octet-partner-key`.",
+  },
   READ_TOKEN: { type: "http", scheme: "bearer", description: "Read token, `edg_read_…`." },
-  EDGE: { type: "mutualTLS", description: "Certificate of an edge." },
+  EDGE: { type: "mutualTLS", description: "Certificate of an edge, beside its licence in `x-octet-license`." },
 };
 
 /** Messages whose JSON is not an object of their fields. */
@@ -79,7 +84,7 @@ const document = {
         content: { "application/problem+json": { schema: { $ref: "#/components/schemas/Problem" } } },
       },
     },
-    schemas: sortKeys({ ...Object.fromEntries(schemas), Problem: problem() }),
+    schemas: sortKeys({ ...Object.fromEntries(schemas), ...restSchemas, Problem: problem() }),
   },
 };
 writeGenerated("docs/openapi.json", `${JSON.stringify(document, null, 2)}\n`);
@@ -97,6 +102,7 @@ function readDescriptors() {
 
 function operation(method, binding, index) {
   const policy = getOption(method, methodPolicy);
+  const shape = restShapes.get(`${method.parent.name}.${method.name}`);
   const [summary = "", ...rest] = commentOf(method).split("\n\n");
   const names = pathVariables(binding.path);
   const inPath = names.map((name) => method.input.fields.find((field) => field.name === name));
@@ -108,13 +114,14 @@ function operation(method, binding, index) {
   };
   if (rest.length > 0) result.description = rest.join("\n\n");
   const parameters = inPath.map((field) => parameter(field, field.name, "path", true));
-  if (binding.body === "" && !policy.httpOnly)
+  if (shape !== undefined) parameters.push(...shape.query);
+  else if (binding.body === "" && !policy.httpOnly)
     parameters.push(...others.flatMap((field) => queryParameters(field, "")));
   if (parameters.length > 0) result.parameters = parameters;
   const body = requestBody(method, binding, policy, inPath);
   if (body !== undefined) result.requestBody = body;
   result.responses = {
-    ...(policy.httpOnly ? bytesResponses(binding) : jsonResponse(method)),
+    ...(shape?.responses ?? (policy.httpOnly ? bytesResponses(binding) : jsonResponse(method))),
     default: { $ref: "#/components/responses/Problem" },
   };
   result.security = security(policy);

@@ -4,6 +4,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from "node:f
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { bin, generate } from "./generate.mjs";
+import { hostingNetworks } from "./hosting-networks.mjs";
 
 const root = join(dirname(fileURLToPath(import.meta.url)), "..");
 const [command = "help", ...args] = process.argv.slice(2);
@@ -40,6 +41,7 @@ async function demo() {
 
 async function bench() {
   generate();
+  await build();
   const [name, ...rest] = args;
   const names = existsSync(join(root, "bench"))
     ? readdirSync(join(root, "bench")).flatMap((file) => /^([\w-]+)\.bench\.ts$/.exec(file)?.[1] ?? [])
@@ -124,9 +126,10 @@ async function check() {
   return failed === 0 ? 0 : 1;
 }
 
-/** Bundles what programs outside the source tree import: the SDK and the command. */
+/** Makes the table of networks, and bundles what programs outside the source tree import: SDK, command and collector. */
 async function build() {
-  for (const script of ["sdk/build.mjs", "cli/build.mjs"]) {
+  hostingNetworks();
+  for (const script of ["sdk/build.mjs", "cli/build.mjs", "services/edge-relay/collector/build.mjs"]) {
     if (!existsSync(join(root, script))) continue;
     const code = await exec(process.execPath, [script]);
     if (code !== 0) throw new Error(`${script} failed`);

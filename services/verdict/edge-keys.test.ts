@@ -1,0 +1,78 @@
+import { generateKeyPairSync } from "node:crypto";
+import { createClient, createRouterTransport } from "@connectrpc/connect";
+import { fail, Reason, reasonOf } from "@octomesh/mesh/errors";
+import { newId } from "@octomesh/mesh/ids";
+import { CredentialService } from "@octomesh/proto/octomesh/identity/v1/credential_service_pb";
+import { beforeEach, expect, test } from "vitest";
+import { createEdgeKeys } from "./edge-keys.ts";
+
+const { publicKey } = generateKeyPairSync("ed25519");
+const raw = new Uint8Array(Buffer.from(publicKey.export({ format: "jwk" }).x ?? "", "base64url"));
+const id = newId("esk");
+let good: Set<string>;
+let asked: string[];
+let isAway: boolean;
+let now: number;
+
+const client = createClient(
+  CredentialService,
+  createRouterTransport((router) => {
+    router.service(CredentialService, {
+      getEdgeSigningKey(request) {
+        asked.push(request.id);
+        if (isAway) throw fail(Reason.SERVICE_UNAVAILABLE, "away", {});
+        if (!good.has(request.id)) throw fail(Reason.RESOURCE_NOT_FOUND, "no such key", {});
+        return { id: request.id, orgId: "org_a", licenseKeyId: "lic_a", publicKey: raw };
+      },
+    });
+  }),
+);
+
+beforeEach(() => {
+  good = new Set([id]);
+  asked = [];
+  isAway = false;
+  now = 0;
+});
+
+test("whoever needs a key at the same time waits for one answer, which counts for less than a second", async () => {
+  const keys = createEdgeKeys(client, () => now);
+  const found = await Promise.all(Array.from({ length: 20 }, () => keys.find(id)));
+  for (const each of found) expect(each).toMatchObject({ id, orgId: "org_a", licenseId: "lic_a" });
+  expect(found[0]?.publicKey.equals(publicKey)).toBe(true);
+  now = 800;
+  await keys.find(id);
+  expect(asked).toEqual([id]);
+  good.clear();
+  now = 1000;
+  expect(await keys.find(id)).toBeUndefined();
+  expect(keys.isRemembered(id)).toBe(false);
+  expect(asked).toHaveLength(2);
+});
+
+test("an unknown key is asked about once a second, and known a second after it was registered", async () => {
+  const keys = createEdgeKeys(client, () => now);
+  const late = newId("esk");
+  for (let each = 0; each < 5; each += 1) expect(await keys.find(late)).toBeUndefined();
+  expect(asked).toEqual([late]);
+  good.add(late);
+  now = 1000;
+  expect(await keys.find(late)).toMatchObject({ id: late });
+});
+
+test("what is no key id is not asked about", async () => {
+  const keys = createEdgeKeys(client, () => now);
+  for (const each of ["", "esk_", "esk_x", newId("key"), `${id} `]) expect(await keys.find(each)).toBeUndefined();
+  expect(asked).toEqual([]);
+});
+
+test("with identity away nobody is believed, not even who was before", async () => {
+  const keys = createEdgeKeys(client, () => now);
+  await keys.find(id);
+  isAway = true;
+  now = 1000;
+  const refused = await keys.find(id).catch((error: unknown) => error);
+  expect(reasonOf(refused)).toBe(Reason.DEPENDENCY_UNAVAILABLE);
+  isAway = false;
+  expect(await keys.find(id)).toMatchObject({ id });
+});
