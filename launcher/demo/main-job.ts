@@ -1,4 +1,5 @@
 import { enrol } from "./step-enrol.ts";
+import { judge } from "./step-judge.ts";
 import { push } from "./step-push.ts";
 import { revoke } from "./step-revoke.ts";
 import { rollOut } from "./step-roll-out.ts";
@@ -19,6 +20,7 @@ export const mainJob: readonly Step[] = [
   { title: "Enrol a fleet", run: enrol },
   { title: "Roll out, by stages, and back", run: rollOut },
   { title: "Revoke a device", run: revoke },
+  { title: "Judge a browser session", run: judge },
   { title: "What happened", run: sumUp },
 ];
 

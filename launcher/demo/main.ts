@@ -38,6 +38,7 @@ async function main(): Promise<number> {
     mesh = at.mesh;
     world = createWorld({
       url: at.url,
+      edgeUrl: at.edgeUrl,
       setUpCode: at.code,
       deviceCount: options.devices,
       narrator,
@@ -70,14 +71,14 @@ async function main(): Promise<number> {
 async function meshFor(options: DemoOptions, stateDir: string) {
   if (options.url !== undefined && options.code !== undefined) {
     narrator.say(`Using the mesh at ${options.url}.`);
-    return { url: options.url, code: options.code, mesh: undefined };
+    return { url: options.url, edgeUrl: options.edge, code: options.code, mesh: undefined };
   }
   const how = options.processes ? "one process for each service" : "one process";
   narrator.say(`Starting a mesh of six services (${how}) on an embedded PostgreSQL …`);
   const env = await meshEnvironment(options.devices);
   const mesh = await startMesh({ stateDir, processes: options.processes, env, signal: terminal.signal });
   narrator.verdict(true, `ready at ${mesh.url} after ${(mesh.readyMs / 1000).toFixed(1)} s`);
-  return { url: mesh.url, code: mesh.setUpCode, mesh };
+  return { url: mesh.url, edgeUrl: mesh.edgeUrl, code: mesh.setUpCode, mesh };
 }
 
 async function tell(world: World): Promise<number> {

@@ -9,6 +9,10 @@ import { fileURLToPath } from "node:url";
 export interface MeshProcess {
   /** The public origin. */
   url: string;
+  /** Where edges reach the verdict service. */
+  verdictUrl: string;
+  /** The mesh's own edge. */
+  edgeUrl: string;
   /** The one-time set-up code. */
   setUpCode: string;
   /** How long it took until it was ready, in milliseconds. */
@@ -59,6 +63,8 @@ export async function startMesh(options: MeshProcessOptions): Promise<MeshProces
     const stateDir = typeof ready.stateDir === "string" ? ready.stateDir : options.stateDir;
     return {
       url: String(ready.publicUrl),
+      verdictUrl: String(ready.verdictUrl),
+      edgeUrl: String(ready.edgeUrl),
       setUpCode: await setUpCodeOf(ready, stateDir),
       readyMs: performance.now() - begin,
       stop: () => stop(child, lines),

@@ -6,6 +6,8 @@ export interface DemoOptions {
   readonly url: string | undefined;
   /** The set-up code of that mesh. */
   readonly code: string | undefined;
+  /** The edge of that mesh. */
+  readonly edge: string | undefined;
   /** How many devices. */
   readonly devices: number;
   /** One process for each service. */
@@ -22,6 +24,7 @@ export const demoUsage = `npm run demo -- [options]
   --processes          the mesh runs as one process for each service
   --url <url>          use a mesh that runs already, with --code
   --code <code>        its one-time set-up code, edg_setup_…
+  --edge <url>         its edge, such as http://localhost:8090; without it no verdict is asked for
   --keep               leave the state folder of the mesh that was started
   --help
 `;
@@ -33,6 +36,7 @@ export function readDemoOptions(argv: readonly string[]): DemoOptions {
     options: {
       url: { type: "string" },
       code: { type: "string" },
+      edge: { type: "string" },
       devices: { type: "string", default: "200" },
       processes: { type: "boolean", default: false },
       keep: { type: "boolean", default: false },
@@ -48,6 +52,7 @@ export function readDemoOptions(argv: readonly string[]): DemoOptions {
   return {
     url: values.url,
     code: values.code,
+    edge: values.edge,
     devices,
     processes: values.processes,
     keep: values.keep,

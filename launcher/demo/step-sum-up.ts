@@ -4,7 +4,7 @@ import { provided, type World } from "./world.ts";
 /** Errors that the story provokes on purpose. */
 const provoked = new Set(["RATE_LIMITED", "CREDENTIAL_REVOKED"]);
 
-/** Step 6: what the fleet reported, and whether anything failed that was not meant to. */
+/** Step 7: what the fleet reported, and whether anything failed that was not meant to. */
 export async function sumUp(world: World): Promise<void> {
   const fleet = provided(world.fleet, "the fleet");
   const running = fleet.devices.filter(({ client }) => client.state === "running");

@@ -29,6 +29,8 @@ export interface RolloutStep {
 /** What the steps of the main job share. */
 export interface World {
   readonly url: string;
+  /** Where the mesh's own edge is; undefined where nobody said. */
+  readonly edgeUrl: string | undefined;
   readonly setUpCode: string;
   readonly deviceCount: number;
   readonly narrator: Narrator;
@@ -68,6 +70,7 @@ export interface CommandOptions extends OctomilOptions {
 /** What a world is made of. */
 export interface WorldOptions {
   url: string;
+  edgeUrl?: string;
   setUpCode: string;
   deviceCount: number;
   narrator: Narrator;
@@ -80,6 +83,7 @@ export function createWorld(options: WorldOptions): World {
   const { narrator } = options;
   const world: World = {
     url: options.url,
+    edgeUrl: options.edgeUrl,
     setUpCode: options.setUpCode,
     deviceCount: options.deviceCount,
     narrator,

@@ -30,6 +30,7 @@ describe.each([
     });
     world = createWorld({
       url: mesh.url,
+      edgeUrl: mesh.edgeUrl,
       setUpCode: mesh.setUpCode,
       deviceCount,
       narrator: silentNarrator(),
