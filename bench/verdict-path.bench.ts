@@ -3,7 +3,8 @@
  *
  *   npm run bench -- verdict-path [--json] [--seconds N] [--concurrency N] [--pages N]
  *
- * The mesh runs as one process for each service. `--concurrency` sessions are under way at a time for `--seconds`; each
+ * The mesh runs as one process for each service. One session at a time first, which says how long the way is; then
+ * `--concurrency` at a time for `--seconds`, which says what a core carries, and how long they wait for each other. Each
  * is one POST to the edge and one read at the public origin. Forward and read limits are raised, since this asks what
  * the code can do and not what the configuration allows. Beside it, in the same run and at the same concurrency, the
  * floor: the same number of bytes posted to a bare `node:http` server that answers `{"ok":true}`. Then `--pages` pages of
@@ -12,16 +13,17 @@
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
-import { Agent, createServer, request } from "node:http";
+import { Agent, createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { cpus, tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { apiKey, bearer, createClients } from "@octomesh/sdk";
+import { apiKey, createClients } from "@octomesh/sdk";
 import { startMesh } from "../launcher/demo/mesh-process.ts";
-import { waitUntil } from "../launcher/demo/wait-until.ts";
+import { postReport } from "./post-report.ts";
 import { cpuSecondsOf, processOf } from "./process-cpu.ts";
 import { quantile } from "./quantile.ts";
+import { setUpVerdicts } from "./set-up-verdicts.ts";
 import { measurePages, pageAvailable } from "./verdict-page.ts";
 
 const { values } = parseArgs({
@@ -45,9 +47,10 @@ const unlimited = Object.fromEntries(
 say("starting the mesh, one process for each service …");
 const mesh = await startMesh({ stateDir: join(folder, "state"), processes: true, env: unlimited });
 try {
-  const partnerKey = await setUp();
+  const partnerKey = await setUpVerdicts(mesh);
   const floor = await measureFloor();
-  const path = await measurePath(partnerKey);
+  const alone = await measurePath(partnerKey, 1, Math.min(seconds, 5));
+  const path = await measurePath(partnerKey, concurrency, seconds);
   await mesh.stop();
   const page = await measurePage();
   const report = {
@@ -61,40 +64,21 @@ try {
     edge_cpu_us_per_session: round((path.edgeCpuS / path.count) * 1e6),
     verdict_cpu_us_per_session: round((path.verdictCpuS / path.count) * 1e6),
     sessions_per_second_per_core: round(path.count / (path.edgeCpuS + path.verdictCpuS)),
-    ack_ms: { p50: round(quantile(path.ackMs, 0.5)), p99: round(quantile(path.ackMs, 0.99)) },
-    readable_ms: { p50: round(quantile(path.readableMs, 0.5)), p99: round(quantile(path.readableMs, 0.99)) },
-    floor_ack_ms: { p50: round(quantile(floor, 0.5)), p99: round(quantile(floor, 0.99)) },
+    ack_ms: summary(path.ackMs),
+    readable_ms: summary(path.readableMs),
+    floor_ack_ms: summary(floor),
     ack_over_floor_p50: round(quantile(path.ackMs, 0.5) / quantile(floor, 0.5)),
-    refused: path.refused,
+    one_at_a_time: { sessions: alone.count, ack_ms: summary(alone.ackMs), readable_ms: summary(alone.readableMs) },
+    refused: path.refused + alone.refused,
     page_rtt_ms: pageRttMs,
     pages_of_each_mode: page === undefined ? 0 : pages,
     page_to_readable_ms: page,
   };
   process.stdout.write(values.json ? `${JSON.stringify(report)}\n` : `${JSON.stringify(report, null, 2)}\n`);
-  if (path.refused > 0) process.exitCode = 1;
+  if (report.refused > 0) process.exitCode = 1;
 } finally {
   await mesh.stop();
   await rm(folder, { recursive: true, force: true });
-}
-
-/** An organisation, the edge's kit, and a key that reads verdicts. */
-async function setUp(): Promise<string> {
-  const anonymous = createClients({ baseUrl: mesh.url });
-  const { session } = await anonymous.organizations.setUpOrganization({
-    setupCode: mesh.setUpCode,
-    displayName: "Bench",
-    ownerEmail: "bench@example.com",
-  });
-  anonymous.close();
-  const owner = createClients({ baseUrl: mesh.url, credential: bearer(session?.accessToken ?? "") });
-  const { partnerKey } = await owner.edgeCredentials.createPartnerKey({ name: "bench" });
-  owner.close();
-  const isReady = await waitUntil(async () => (await fetch(`${mesh.edgeUrl}/ready`)).ok, {
-    timeoutMs: 60_000,
-    everyMs: 200,
-  });
-  if (!isReady) throw new Error("the edge was not provisioned within a minute");
-  return partnerKey;
 }
 
 /** Page times by mode; undefined, and said why, where they cannot be measured. */
@@ -135,7 +119,7 @@ interface PathFigures {
   verdictCpuS: number;
 }
 
-async function measurePath(partnerKey: string): Promise<PathFigures> {
+async function measurePath(partnerKey: string, concurrency: number, seconds: number): Promise<PathFigures> {
   const edgePid = await processOf("edge-relay.mjs");
   const verdictPid = await processOf("verdict.mjs");
   const agent = new Agent({ keepAlive: true, maxSockets: concurrency });
@@ -153,7 +137,7 @@ async function measurePath(partnerKey: string): Promise<PathFigures> {
   const one = async (): Promise<void> => {
     const ref = `bench-${randomBytes(12).toString("base64url")}`;
     const begin = performance.now();
-    const status = await post(`${mesh.edgeUrl}/v1/signals`, reportOf(ref), agent);
+    const status = await postReport(`${mesh.edgeUrl}/v1/signals`, reportOf(ref), agent);
     const acked = performance.now();
     if (status !== 200) {
       figures.refused += 1;
@@ -173,7 +157,7 @@ async function measurePath(partnerKey: string): Promise<PathFigures> {
       }),
     );
   };
-  say("warming up for 3 s …");
+  say(`${concurrency} at a time: warming up for 3 s …`);
   await run(3000);
   isWarm = true;
   say(`measuring for ${seconds} s …`);
@@ -203,7 +187,7 @@ async function measureFloor(): Promise<number[]> {
     Array.from({ length: concurrency }, async () => {
       while (performance.now() < end) {
         const begin = performance.now();
-        await post(url, reportOf("floor"), agent);
+        await postReport(url, reportOf("floor"), agent);
         latencies.push(performance.now() - begin);
       }
     }),
@@ -213,16 +197,8 @@ async function measureFloor(): Promise<number[]> {
   return latencies;
 }
 
-function post(url: string, body: string, agent: Agent): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const outgoing = request(url, { method: "POST", agent, headers: { "content-type": "application/json" } });
-    outgoing.on("error", reject);
-    outgoing.on("response", (response) => {
-      response.resume();
-      response.on("end", () => resolve(response.statusCode ?? 0));
-    });
-    outgoing.end(body);
-  });
+function summary(ms: readonly number[]): { p50: number; p99: number } {
+  return { p50: round(quantile(ms, 0.5)), p99: round(quantile(ms, 0.99)) };
 }
 
 function round(value: number): number {

@@ -41,7 +41,7 @@ describe.skipIf(skip)(`connections that hide${skip ? ` (missing: ${missing.join(
 
   it.each([
     ["4. a CONNECT proxy", "connect", 60, 40],
-    ["5. a SOCKS5 proxy that is near", "socks", 15, 10],
+    ["5. a SOCKS5 proxy that is near", "socks", 15, 40],
   ] as const)(
     "%s shows its leg as the gap, and raises an alarm",
     async (_name, kind, legMs, edgeMs) => {
