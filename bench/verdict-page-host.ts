@@ -74,7 +74,7 @@ async function edgeEnvironment(): Promise<Record<string, string>> {
     name: "bench",
     clientCertificate: CertificateMode.REQUIRE,
   });
-  const request = createSigningRequest();
+  const request = await createSigningRequest();
   const issued = await owner.edgeCredentials.issueEdgeCertificate({
     licenseKeyId: license.id,
     csrPem: request.csrPem,

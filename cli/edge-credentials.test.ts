@@ -323,7 +323,7 @@ describe("edge-certificates issue", () => {
 
   test("certifies the key of a signing request that is given, and writes no key", async () => {
     const license = await makeLicense();
-    const { csrPem, keyPem } = createSigningRequest();
+    const { csrPem, keyPem } = await createSigningRequest();
     await writeFile(at("edge.csr"), csrPem);
     const line = ["edge-certificates", "issue", "--license", license, "--csr", at("edge.csr"), "--out", at("edge.crt")];
     const { code, stdout } = await octomil([...line, "--json"]);

@@ -11,15 +11,15 @@ describe("createSigningRequest", () => {
   test("makes requests that identity takes, for the key that it hands out", async () => {
     // Signatures are now and then a byte shorter: several requests, several lengths.
     for (let count = 0; count < 20; count += 1) {
-      const { csrPem, keyPem } = createSigningRequest();
+      const { csrPem, keyPem } = await createSigningRequest();
       const asked = await readSigningRequest(csrPem);
       const own = createPublicKey(createPrivateKey(keyPem)).export({ format: "der", type: "spki" });
       expect(Buffer.from(asked.rawData).equals(own)).toBe(true);
     }
   });
 
-  test("makes another key every time, and names nobody", () => {
-    const [one, two] = [createSigningRequest(), createSigningRequest()];
+  test("makes another key every time, and names nobody", async () => {
+    const [one, two] = [await createSigningRequest(), await createSigningRequest()];
     expect(one.keyPem).not.toBe(two.keyPem);
     const request = new x509.Pkcs10CertificateRequest(one.csrPem);
     expect([request.subject, request.attributes]).toEqual(["", []]);
@@ -38,7 +38,7 @@ describe("certifies", () => {
       type: "pkcs8",
     });
     expect(certifies(pem, keyPem.toString())).toBe(true);
-    expect(certifies(pem, createSigningRequest().keyPem)).toBe(false);
+    expect(certifies(pem, (await createSigningRequest()).keyPem)).toBe(false);
     expect(certifies("", keyPem.toString())).toBe(false);
   });
 });

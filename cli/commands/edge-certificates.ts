@@ -66,7 +66,7 @@ async function issue(context: CommandContext, input: CommandInput): Promise<void
   }
   const keyOut = csrFile === undefined ? input.required("key-out") : undefined;
   const request: { csrPem: string; keyPem?: string } =
-    csrFile === undefined ? createSigningRequest() : { csrPem: await readRequest(csrFile) };
+    csrFile === undefined ? await createSigningRequest() : { csrPem: await readRequest(csrFile) };
   const files = await stageFiles(keyOut === undefined ? [out] : [keyOut, out], { force: input.flag("force") });
   const undo = createUndoList(context.output);
   let certificate: EdgeCertificate;

@@ -134,7 +134,7 @@ async function createCredentials(
   const goOn = () => context.terminal.signal.throwIfAborted();
   const keyPair = createEdgeKeyPair();
   await files.write(kitFiles.signingKey, `${keyPair.seed}\n`);
-  const request = createSigningRequest();
+  const request = await createSigningRequest();
   if (plan.hasCertificate) await files.write(kitFiles.certificateKey, request.keyPem);
 
   goOn();
