@@ -184,6 +184,54 @@ function depsOf(caller: Caller, points = 2): AdmissionDeps {
   };
 }
 
+describe("the signal of a call", () => {
+  const policy = { ...openPolicy, surface: Surface.INFERENCE };
+  async function callOf(kind: CallerKind) {
+    const [request, credential] = [new AbortController(), new AbortController()];
+    let watched = 0;
+    const deps = depsOf(callerOf(kind));
+    const guard = () => {
+      watched += 1;
+      return { signal: credential.signal, release: () => void (watched -= 1) };
+    };
+    const admitted = await admit(
+      {
+        method,
+        policy,
+        connection: { listener: kind === "peer" ? "mesh" : "public", address: "192.0.2.1" },
+        header: new Headers(),
+        requestId: "request-1",
+        signal: request.signal,
+      },
+      { ...deps, credentials: { ...deps.credentials, guard } },
+    );
+    return { call: admitted.call, request, credential, watched: () => watched };
+  }
+
+  test("ends with the credential that the call came by, and is watched only where somebody asks", async () => {
+    const { call, request, credential, watched } = await callOf("partner");
+    expect(watched()).toBe(0);
+    expect([call.signal.aborted, call.signal, watched()]).toEqual([false, call.signal, 1]);
+    const reason = new Error("revoked");
+    credential.abort(reason);
+    expect(call.signal.reason).toBe(reason);
+    request.abort();
+    expect(watched()).toBe(0);
+  });
+
+  test("ends with the request, and the watch with it", async () => {
+    const { call, request, watched } = await callOf("device");
+    expect(call.signal.aborted).toBe(false);
+    request.abort();
+    expect([call.signal.aborted, watched()]).toEqual([true, 0]);
+  });
+
+  test("is the request's own where there is no credential to be revoked", async () => {
+    const { call, request, watched } = await callOf("peer");
+    expect([call.signal, watched()]).toEqual([request.signal, 0]);
+  });
+});
+
 describe("the rate limit", () => {
   async function takes(policy: Policy, callers: readonly Caller[]): Promise<(Reason | "ok")[]> {
     const base = depsOf(callers[0] ?? callerOf("public"));

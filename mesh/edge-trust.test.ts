@@ -104,7 +104,10 @@ test("a key that could not be looked after for long is believed no longer", asyn
   now += 599_999;
   expect(await trust.licenseKey("one")).toBeDefined();
   now += 1;
-  expect(reasonOf(await trust.licenseKey("one").catch((error: unknown) => error))).toBe(Reason.SERVICE_UNAVAILABLE);
+  // Nor is it because somebody asked a moment ago.
+  for (let each = 0; each < 3; each += 1) {
+    expect(reasonOf(await trust.licenseKey("one").catch((error: unknown) => error))).toBe(Reason.SERVICE_UNAVAILABLE);
+  }
 });
 
 test("an authority that cannot be read, or is none, does not take the others with it", async () => {

@@ -91,8 +91,8 @@ export function createEdgeTrust(options: EdgeTrustOptions): EdgeTrust {
       const known = keys.get(keyId);
       if (known !== undefined && heardMs !== undefined && clock.now() - heardMs < 2 * maxAgeMs) return known;
       // A withdrawn key must not live on because identity is away: then nobody knows whether it still holds.
-      if (heardMs === undefined || fetching !== undefined || Math.abs(clock.now() - askedMs) >= askAgainMs)
-        await refresh();
+      const mustAsk = known !== undefined || heardMs === undefined;
+      if (mustAsk || fetching !== undefined || Math.abs(clock.now() - askedMs) >= askAgainMs) await refresh();
       return keys.get(keyId);
     },
     authorities: () => authorities,

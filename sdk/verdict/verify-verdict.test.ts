@@ -80,6 +80,14 @@ test.each<[string, TokenParts, Partial<VerifyVerdictOptions>]>([
   expect(await problemOf(await tokenOf(parts), changed)).toBe(problem);
 });
 
+test("an audience or reference that is not set lets no token pass", async () => {
+  const missing = undefined as unknown as string;
+  const foreign = await tokenOf({ claims: { aud: "org_b" } });
+  expect(await problemOf(foreign, { audience: missing })).toBe("wrong_audience");
+  expect(await problemOf(await tokenOf({ claims: { aud: "" } }), { audience: "" })).toBe("wrong_audience");
+  expect(await problemOf(await tokenOf(), { sessionRef: missing })).toBe("wrong_session");
+});
+
 test("takes no other algorithm, whatever the token says of itself", async () => {
   const secret = new TextEncoder().encode(JSON.stringify(jwks.keys[0]).slice(0, 32));
   const forged = await new SignJWT({ aud: "org_a", ref: "session-1", iat: seconds, exp: seconds + 600, verdict })

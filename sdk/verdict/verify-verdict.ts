@@ -77,6 +77,10 @@ export async function verifyVerdict(token: string, options: VerifyVerdictOptions
   if (typeof token !== "string" || token.length > maxTokenLength) {
     throw new VerdictTokenError("malformed", "a verdict token has at most 4096 characters");
   }
+  // Left out, as by a variable that is not set, it would let every organisation's tokens pass.
+  if (typeof options.audience !== "string" || options.audience === "") {
+    throw new VerdictTokenError("wrong_audience", "`audience` is missing: it is your organisation's id");
+  }
   const { payload } = await jwtVerify(token, options.keys, {
     algorithms: ["EdDSA"],
     typ: "verdict+jwt",

@@ -13,6 +13,7 @@ let good: Set<string>;
 let asked: string[];
 let isAway: boolean;
 let now: number;
+let answerMs: number[];
 
 const client = createClient(
   CredentialService,
@@ -21,7 +22,9 @@ const client = createClient(
       getEdgeSigningKey(request) {
         asked.push(request.id);
         if (isAway) throw fail(Reason.SERVICE_UNAVAILABLE, "away", {});
-        if (!good.has(request.id)) throw fail(Reason.RESOURCE_NOT_FOUND, "no such key", {});
+        const isGood = good.has(request.id);
+        now += answerMs.shift() ?? 0;
+        if (!isGood) throw fail(Reason.RESOURCE_NOT_FOUND, "no such key", {});
         return { id: request.id, orgId: "org_a", licenseKeyId: "lic_a", publicKey: raw };
       },
     });
@@ -33,6 +36,7 @@ beforeEach(() => {
   asked = [];
   isAway = false;
   now = 0;
+  answerMs = [];
 });
 
 test("whoever needs a key at the same time waits for one answer, which counts for less than a second", async () => {
@@ -74,5 +78,15 @@ test("with identity away nobody is believed, not even who was before", async () 
   const refused = await keys.find(id).catch((error: unknown) => error);
   expect(reasonOf(refused)).toBe(Reason.DEPENDENCY_UNAVAILABLE);
   isAway = false;
+  expect(await keys.find(id)).toMatchObject({ id });
+});
+
+test("an answer that was longer on its way than it counts for is not believed", async () => {
+  const keys = createEdgeKeys(client, () => now);
+  answerMs = [2000, 2000];
+  const refused = await keys.find(id).catch((error: unknown) => error);
+  expect(reasonOf(refused)).toBe(Reason.DEPENDENCY_UNAVAILABLE);
+  expect(asked).toHaveLength(2);
+  answerMs = [2000, 100];
   expect(await keys.find(id)).toMatchObject({ id });
 });

@@ -1,6 +1,6 @@
 import { createPublicKey, type KeyObject } from "node:crypto";
 import { type Client, Code, ConnectError } from "@connectrpc/connect";
-import { fail, Reason } from "@octomesh/mesh/errors";
+import { fail, Reason, reasonOf } from "@octomesh/mesh/errors";
 import { isId } from "@octomesh/mesh/ids";
 import type { CredentialService } from "@octomesh/proto/octomesh/identity/v1/credential_service_pb";
 import { LRUCache } from "lru-cache";
@@ -29,7 +29,9 @@ export interface EdgeKeys {
 
 const maxAgeMs = 900;
 const maxKeys = 10_000;
-const askTimeoutMs = 3_000;
+const askTimeoutMs = 1_500;
+/** How often identity is asked until an answer is not too old when it comes. */
+const maxAttempts = 2;
 
 /**
  * Asks identity, once for all who need the same key at the same time.
@@ -45,10 +47,15 @@ export function createEdgeKeys(
   const unknown = new LRUCache<string, number>({ max: maxKeys });
   const asking = new Map<string, { answer: Promise<EdgeKey | undefined>; askedMs: number }>();
 
-  const ask = async (id: string): Promise<EdgeKey | undefined> => {
+  const ask = async (id: string, attempt = 1): Promise<EdgeKey | undefined> => {
     const askedMs = now();
     try {
       const { orgId, licenseKeyId, publicKey } = await client.getEdgeSigningKey({ id }, { timeoutMs: askTimeoutMs });
+      // An answer that was long on its way may say what was true before a revocation.
+      if (now() - askedMs >= maxAgeMs) {
+        if (attempt < maxAttempts) return await ask(id, attempt + 1);
+        throw new Error("identity's answers come too late");
+      }
       const x = Buffer.from(publicKey).toString("base64url");
       const key: EdgeKey = {
         id,
@@ -59,6 +66,7 @@ export function createEdgeKeys(
       known.set(id, { key, askedMs });
       return key;
     } catch (error) {
+      if (reasonOf(error) === Reason.DEPENDENCY_UNAVAILABLE) throw error;
       if (!(error instanceof ConnectError && error.code === Code.NotFound)) {
         throw fail(
           Reason.DEPENDENCY_UNAVAILABLE,

@@ -30,6 +30,8 @@ export type VerifyMeasurements = (
     readonly ref: string;
     /** When the report reached the edge, milliseconds since the Unix epoch. */
     readonly receiveMs: number;
+    /** The edge that forwards the report, by its signing key and its name. */
+    readonly edge: { readonly keyId: string; readonly name: string };
   },
 ) => Promise<LandmarkMeasurement[]>;
 
@@ -41,8 +43,8 @@ const validator = createValidator();
 
 /**
  * Makes the verifier. A measurement is believed if a good key of the session's organisation, or of one whose landmarks
- * are believed, signed it, for this very session, about when the report was made; of one landmark the first. Others are
- * left out: browsers carry them, and what a browser made up must not spoil its report. Throws DEPENDENCY_UNAVAILABLE
+ * are believed, signed it, for this very session, about when the report was made; of one landmark the first, and none of the edge
+ * itself, whose channel is in its bundle. Others are left out: browsers carry them, and what a browser made up must not spoil its report. Throws DEPENDENCY_UNAVAILABLE
  * where keys cannot be looked up.
  */
 export function createMeasurementVerifier(options: MeasurementVerifierOptions): VerifyMeasurements {
@@ -50,7 +52,7 @@ export function createMeasurementVerifier(options: MeasurementVerifierOptions): 
   const mayAsk = createBudget(options.strangersPerSecond ?? 20, options.now ?? (() => performance.now()));
   const believedOrgs = new Set(options.landmarkOrgs);
 
-  return async (signed, { orgId, ref, receiveMs }) => {
+  return async (signed, { orgId, ref, receiveMs, edge }) => {
     const digest = createHash("sha256").update(ref).digest();
     const believed = new Map<string, LandmarkMeasurement>();
     for (const bytes of signed) {
@@ -61,6 +63,8 @@ export function createMeasurementVerifier(options: MeasurementVerifierOptions): 
       const ageMs =
         receiveMs - (measurement.measureTime === undefined ? Number.NaN : timestampMs(measurement.measureTime));
       if (!digest.equals(measurement.sessionDigest) || believed.has(landmark)) continue;
+      // Counted twice, the best of all round trips would outweigh what the others say.
+      if (landmark === `${edge.keyId}/${edge.name}`) continue;
       if (!(ageMs <= maxAgeMs && ageMs >= -maxAheadMs)) continue;
       if (!edgeKeys.isRemembered(envelope.keyId) && !mayAsk(orgId)) continue;
       const key = await edgeKeys.find(envelope.keyId);

@@ -4,9 +4,10 @@ import { toJsonString } from "@bufbuild/protobuf";
 import { timestampFromMs, timestampMs } from "@bufbuild/protobuf/wkt";
 import { ConnectError } from "@connectrpc/connect";
 import { newId } from "@octomesh/mesh/ids";
+import { Subject } from "@octomesh/mesh/revocations";
 import { reasonToSkipRedis, startTestRedis, type TestRedis } from "@octomesh/mesh/test/redis-fixture";
 import { ErrorInfoSchema } from "@octomesh/proto/google/rpc/error_details_pb";
-import { Scope } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
+import { CallerKind, Scope } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { VerdictEvidence_TimingQuality as Quality } from "@octomesh/proto/octomesh/verdict/v1/verdict_evidence_pb";
 import { Verdict_Alarm as Alarm } from "@octomesh/proto/octomesh/verdict/v1/verdict_pb";
 import {
@@ -189,6 +190,34 @@ function describeService(onRedis: boolean): void {
     expect(rest.status).toBe(200);
     expect(jsonOf(rest).token).toBe(rpc.token);
     expect(performance.now() - began).toBeLessThan(9_000);
+  });
+
+  test("who waits learns nothing any more once the credential is revoked, over both protocols", async () => {
+    const { token, id } = world.mesh.identity.issue({
+      prefix: "edg_partner_",
+      kind: CallerKind.PARTNER,
+      orgId: org,
+      scopes: [],
+    });
+    const ref = newRef();
+    const waiting = Promise.all([
+      world.get(`/v1/verdict/${ref}?waitMs=10000`, { "x-octet-partner-key": token }).catch(() => undefined),
+      outcomeOf(
+        world.verdicts.getVerdict(
+          { sessionRef: ref, waitMs: 10_000 },
+          { headers: { authorization: `Bearer ${token}` } },
+        ),
+      ),
+    ]);
+    await sleep(300);
+    world.mesh.identity.revoke(Subject.PARTNER_KEY, id, org);
+    const revokedMs = performance.now();
+    await sleep(1000);
+    await submit(bundleOf(ref));
+    const [rest, rpc] = await waiting;
+    expect(rest?.status).not.toBe(200);
+    expect(rpc).toBe("CREDENTIAL_REVOKED");
+    expect(performance.now() - revokedMs).toBeLessThan(5000);
   });
 
   test("a reference is good for one report; the same bundle again is known; two at once make one verdict", async () => {

@@ -81,7 +81,8 @@ async function takeSignals(deps: SubmissionDeps, call: Call, request: SubmitSign
 
   const receiveMs = bundle.receiveTime === undefined ? 0 : timestampMs(bundle.receiveTime);
   const session = { orgId: call.orgId, ref: bundle.sessionRef, receiveMs };
-  const measurements = await deps.verifyMeasurements(report.measurements, session);
+  const edge = { keyId: request.keyId, name: bundle.edgeId };
+  const measurements = await deps.verifyMeasurements(report.measurements, { ...session, edge });
   metrics.measured(measurements.length, report.measurements.length - measurements.length);
   const inference = test?.state === "ready" ? test.inference : deps.engine.infer({ bundle, report, measurements });
   const createMs = deps.clock.now();

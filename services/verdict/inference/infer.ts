@@ -1,4 +1,4 @@
-import { ConnectionTiming_Degradation } from "@octomesh/proto/octomesh/edge/v1/connection_pb";
+import { ConnectionTiming_Degradation, type LatencyChannel } from "@octomesh/proto/octomesh/edge/v1/connection_pb";
 import type { LandmarkMeasurement } from "@octomesh/proto/octomesh/edge/v1/landmark_measurement_pb";
 import type { SignalBundle } from "@octomesh/proto/octomesh/edge/v1/signal_bundle_pb";
 import {
@@ -23,6 +23,7 @@ import {
   isHelloLate,
   isOtherSystem,
   isTimed,
+  isWindows,
   segmentBits,
 } from "./timing-evidence.ts";
 
@@ -175,12 +176,16 @@ function infer(signals: SessionSignals, ipCountry: IpCountry, networks: NetworkC
 function terminationEvidence(bundle: SignalBundle, gap: Gap | undefined, isCarrier: boolean): [Evidence, Bits][] {
   const found: [Evidence, Bits][] = [];
   const add = (evidence: Evidence, proxy: number): void => void found.push([evidence, { proxy, tunnel: 0 }]);
-  const crossLayer = gap === undefined ? 0 : gapBits(gap);
+  const isSameWay = hasSameAddress(bundle);
+  const bits = gap === undefined ? 0 : gapBits(gap);
+  // Which way its channel goes is the browser's choice: another than the report's clears nothing of the report's.
+  const crossLayer = isSameWay ? bits : Math.max(0, bits);
   add(Evidence.CROSS_LAYER_GAP, crossLayer);
-  const connections = [bundle.connection, bundle.latencyChannel?.connection].filter(isTimed);
+  const connections = [bundle.connection, isSameWay ? bundle.latencyChannel?.connection : undefined].filter(isTimed);
   const isLate = connections.length > 0 && connections.every(isHelloLate);
   // A busy browser, a lost packet: without the gap beside it a late hello says little.
-  const hello = isLate ? (gap === undefined ? weights.lateHelloAlone : weights.lateHello) : 0;
+  const isBesideGap = gap !== undefined && (isSameWay || bits > 0);
+  const hello = isLate ? (isBesideGap ? weights.lateHello : weights.lateHelloAlone) : 0;
   add(Evidence.HELLO_DELAY, hello);
   if (isCarrier) add(Evidence.SPLITTING_CARRIER, -Math.min(weights.splittingCarrier, Math.max(0, crossLayer + hello)));
   const [connection] = connections;
@@ -195,13 +200,20 @@ function terminationEvidence(bundle: SignalBundle, gap: Gap | undefined, isCarri
 function tunnelEvidence({ bundle, report }: SessionSignals, isCarrier: boolean): [Evidence, Bits][] {
   const { connection } = bundle;
   if (!isTimed(connection)) return [];
-  const isMobile = report.mobile === true || /Mobile|Android/.test(bundle.userAgent);
-  // Carriers' gateways answer for their subscribers.
-  const echo = isCarrier ? 0 : echoBits(connection, bundle.icmpRttUs, isMobile);
+  // No phone sends the SYN of Windows, whatever a browser says of itself to be taken for one.
+  const isMobile = !isWindows(connection) && (report.mobile === true || /Mobile|Android/.test(bundle.userAgent));
+  // Carriers' gateways answer for their subscribers. The address that was asked is the channel's.
+  const echo = isCarrier || !hasSameAddress(bundle) ? 0 : echoBits(connection, bundle.icmpRttUs, isMobile);
   return [
     [Evidence.TUNNEL_SEGMENT_SIZE, { proxy: 0, tunnel: segmentBits(connection) }],
     [Evidence.ECHO_GAP, { proxy: 0, tunnel: echo }],
   ];
+}
+
+/** Whether the latency channel, if there is one, came from the report's address. Edges that do not say so are believed. */
+function hasSameAddress({ sourceAddress, latencyChannel }: SignalBundle): boolean {
+  const address = latencyChannel?.sourceAddress ?? "";
+  return address === "" || address === sourceAddress;
 }
 
 /** What does not tell one way of hiding from another. */
@@ -235,9 +247,8 @@ function qualityOf({ connection, latencyChannel }: SignalBundle): Quality {
   return pings >= fullPings && isTimed(latencyChannel?.connection) ? Quality.FULL : Quality.PARTIAL;
 }
 
-/** The edge, and each landmark whose position is known, with its channel. */
-function sourcesOf(bundle: SignalBundle, measurements: readonly LandmarkMeasurement[]) {
-  const sources = [{ position: bundle.edgePosition, channel: bundle.latencyChannel }, ...measurements];
+/** Those of which it is known where they are and what they measured. */
+function sourcesOf<T>(sources: readonly { readonly position?: Point; readonly channel?: T }[]) {
   return sources.flatMap(({ position, channel }) => {
     if (position === undefined || channel === undefined) return [];
     const { latitude, longitude } = position;
@@ -247,7 +258,8 @@ function sourcesOf(bundle: SignalBundle, measurements: readonly LandmarkMeasurem
 
 /** The browser's own round trips, which bound where it is whatever stands between. */
 function disksOf(bundle: SignalBundle, measurements: readonly LandmarkMeasurement[]): Disk[] {
-  return sourcesOf(bundle, measurements).flatMap(({ centre, channel }) => {
+  const edge = { position: bundle.edgePosition, channel: bundle.latencyChannel };
+  return sourcesOf([edge, ...measurements]).flatMap(({ centre, channel }) => {
     const trips = channel.roundTripUs.map((us) => Number(us) / 1000).filter((ms) => ms > 0);
     // A proxy before the edge may answer pings itself.
     const isBehindProxy = channel.connection?.degradation === ConnectionTiming_Degradation.BEHIND_PROXY;
@@ -255,9 +267,18 @@ function disksOf(bundle: SignalBundle, measurements: readonly LandmarkMeasuremen
   });
 }
 
-/** The kernel's round trips to the far end of connections from the address, which bound where that is. */
+/**
+ * The kernel's round trips to the far end of connections from the address, which bound where that is. The report's own is
+ * one of them: a browser that does without a channel cannot do without it.
+ */
 function exitDisksOf(bundle: SignalBundle, measurements: readonly LandmarkMeasurement[]): Disk[] {
-  return sourcesOf(bundle, measurements).flatMap(({ centre, channel: { connection, sourceAddress } }) =>
+  const { edgePosition: position, latencyChannel } = bundle;
+  const connections: readonly { position?: Point; channel?: Pick<LatencyChannel, "connection" | "sourceAddress"> }[] = [
+    { position, channel: bundle },
+    { position, channel: latencyChannel },
+    ...measurements,
+  ];
+  return sourcesOf(connections).flatMap(({ centre, channel: { connection, sourceAddress } }) =>
     sourceAddress === bundle.sourceAddress && isTimed(connection)
       ? [{ centre, rttMs: Number(connection.minRttUs) / 1000 }]
       : [],

@@ -86,13 +86,19 @@ export function echoBits(connection: ConnectionTiming, icmpRttUs: bigint, isMobi
   return isMobile ? Math.min(2.6, bits) : bits;
 }
 
+/** Whether a SYN's initial TTL is that of Windows, 128. */
+export function isWindows(connection: ConnectionTiming): boolean {
+  const ttl = connection.syn?.ttl ?? 0;
+  return ttl > 64 && ttl <= 128;
+}
+
 /**
  * Whether a SYN's initial TTL is not of the system that the User-Agent names: 128 on Windows, 64 elsewhere. False where
  * either is not known.
  */
 export function isOtherSystem(connection: ConnectionTiming, userAgent: string): boolean {
   const ttl = connection.syn?.ttl ?? 0;
-  const isWindows = /Windows NT/.test(userAgent);
-  if (ttl <= 0 || !(isWindows || /Mac OS X|Android|Linux|CrOS/.test(userAgent))) return false;
-  return isWindows !== (ttl > 64 && ttl <= 128);
+  const claimsWindows = /Windows NT/.test(userAgent);
+  if (ttl <= 0 || !(claimsWindows || /Mac OS X|Android|Linux|CrOS/.test(userAgent))) return false;
+  return claimsWindows !== isWindows(connection);
 }
