@@ -192,7 +192,10 @@ describe("the signal of a call", () => {
     const deps = depsOf(callerOf(kind));
     const guard = () => {
       watched += 1;
-      return { signal: credential.signal, release: () => void (watched -= 1) };
+      const release = (): void => {
+        watched -= 1;
+      };
+      return { signal: credential.signal, release };
     };
     const admitted = await admit(
       {

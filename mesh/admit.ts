@@ -5,8 +5,9 @@ import type { Logger } from "pino";
 import { type AuditDraft, type Call, createAuditDraft } from "./call.ts";
 import type { Caller } from "./caller.ts";
 import type { Connection } from "./connection.ts";
-import type { Credentials } from "./credentials.ts";
+import { type Credentials, isGuarded } from "./credentials.ts";
 import { fail, Reason } from "./errors.ts";
+import type { Guard } from "./guards.ts";
 import { nameOfScope, type Policy } from "./policy.ts";
 import type { RateLimiter, RateLimitResult } from "./ratelimit.ts";
 import { sourceOf } from "./source-of.ts";
@@ -59,16 +60,30 @@ export async function admit(request: AdmissionRequest, deps: AdmissionDeps): Pro
   }
   const limit = await takeFrom(deps.limiter, policy, caller, connection);
   const audit: AuditDraft | undefined = policy.audit === "" ? undefined : createAuditDraft({ action: policy.audit });
+  let signal: AbortSignal | undefined;
   const call: Call = {
     caller,
     orgId: caller.orgId,
     requestId: request.requestId,
     audit,
     auditExempt: policy.auditExempt,
-    signal: request.signal,
+    // Only who waits looks at it, and only what waits can outlive its credential.
+    get signal() {
+      signal ??= isGuarded(caller.kind)
+        ? endWithCredential(request.signal, deps.credentials.guard(caller))
+        : request.signal;
+      return signal;
+    },
     log: deps.log.child({ request_id: request.requestId }),
   };
   return { call, limit };
+}
+
+/** Aborts with the request, which every request does when it has ended, and with the credential that it came by. */
+function endWithCredential(signal: AbortSignal, guard: Guard): AbortSignal {
+  if (signal.aborted) guard.release();
+  else signal.addEventListener("abort", guard.release, { once: true });
+  return AbortSignal.any([signal, guard.signal]);
 }
 
 /** `checkFields` for an admitted call; a refusal is told as every other. */

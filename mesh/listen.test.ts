@@ -221,6 +221,21 @@ describe("a plaintext port", () => {
     }
   });
 
+  it("lives on where HTTP/2 takes neither the answer of a handler nor the 500 in its place", async () => {
+    const listener = await plain({
+      handler(request, response) {
+        if (request.url === "/bad") response.setHeader("upgrade", "websocket");
+        response.end("good");
+      },
+    });
+    const session = http2(listener.port);
+    const stream = session.request({ ":path": "/bad" });
+    stream.on("error", () => undefined);
+    stream.resume();
+    await once(stream, "close");
+    expect(await bytesOf(session.request({ ":path": "/" }))).toEqual(Buffer.from("good"));
+  });
+
   it("lives on when a client breaks off in the middle of a request or an answer", async () => {
     const listener = await plain({
       async handler(request, response) {

@@ -208,8 +208,14 @@ function createAnswer(options: ListenOptions, limits: ListenLimits, connections:
     }
     const failed = (error: unknown): void => {
       log.error({ err: error }, "handler failed");
-      if (response.headersSent) response.destroy();
-      else refuse(response, request, 500, "Internal Server Error\n");
+      try {
+        if (response.headersSent) response.destroy();
+        else refuse(response, request, 500, "Internal Server Error\n");
+      } catch (refusal) {
+        // A field that HTTP/2 does not take may stand in the answer still: nobody else would catch what comes of it.
+        log.debug({ err: refusal }, "there is no answer to give");
+        response.destroy();
+      }
     };
     try {
       Promise.resolve(handler(request, response)).catch(failed);

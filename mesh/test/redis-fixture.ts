@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import { createServer } from "node:net";
+import { tmpdir } from "node:os";
 
 /** A Redis of a test's own. */
 export interface TestRedis {
@@ -20,7 +21,11 @@ export function reasonToSkipRedis(): string | undefined {
 export async function startTestRedis(port?: number): Promise<TestRedis & { readonly port: number }> {
   const chosen = port ?? (await freePort());
   const options = ["--port", String(chosen), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
-  const child = spawn("redis-server", options, { stdio: ["ignore", "pipe", "ignore"] });
+  const child = spawn("redis-server", options, {
+    stdio: ["ignore", "pipe", "ignore"],
+    // What a test switches on is written there, and not beside the sources.
+    cwd: tmpdir(),
+  });
   await ready(child);
   return {
     url: `redis://127.0.0.1:${chosen}`,

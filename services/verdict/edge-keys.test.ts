@@ -12,7 +12,7 @@ const id = newId("esk");
 let good: Set<string>;
 let asked: string[];
 let isAway: boolean;
-let now: number;
+let now = 0;
 let answerMs: number[];
 
 const client = createClient(

@@ -30,6 +30,8 @@ export async function readVerdict(deps: ReadingDeps, call: Call, ref: string, wa
   if (test?.state === "ready") return { state: "ready", verdict: (await decideTest(deps, key)).verdict };
   if (test !== undefined) return { state: test.state };
   const reading = await waitForVerdict(deps.store, key, waitMs, call.signal);
+  // The credential may have been revoked meanwhile: then its holder learns nothing any more.
+  call.signal.throwIfAborted();
   return reading.state === "ready" ? { state: "ready", verdict: storedVerdict(reading) } : { state: reading.state };
 }
 

@@ -63,7 +63,7 @@ export interface InferenceEngine {
 }
 
 /** Version of the model; it changes with every weight. */
-export const modelVersion = "disk-2";
+export const modelVersion = "disk-3";
 
 /**
  * Bits of the evidence that is either there or not. README.md, "Weights", says what each is derived from, and which of
