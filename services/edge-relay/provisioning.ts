@@ -74,9 +74,10 @@ export function createProvisioning(
     erase: (orgId) =>
       inTurn(async () => {
         if (kit?.orgId !== orgId) return 0;
+        // First the file: a removal that fails is tried again, for which the kit must be known still.
+        await store.remove();
         edge.provision(undefined);
         kit = undefined;
-        await store.remove();
         return 1;
       }),
   };

@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { timestampMs } from "@bufbuild/protobuf/wkt";
@@ -192,6 +192,17 @@ describe("the deployment's own edge", () => {
     expect((await report(url, newRef())).status).toBe(503);
     await expect(stat(kitFile())).rejects.toThrow("ENOENT");
     expect((await (await start()).edges.getEdgeState({})).provisioned).toBe(false);
+  });
+
+  it("is asked again to forget a kit whose file could not be removed", async () => {
+    const { edges, tenants } = await start();
+    await edges.provisionEdge(request());
+    await rm(kitFile());
+    await mkdir(kitFile());
+    await expect(tenants.eraseTenant({ orgId: kit.orgId })).rejects.toThrow();
+    await rm(kitFile(), { recursive: true });
+    expect(await tenants.eraseTenant({ orgId: kit.orgId })).toMatchObject({ erased: { kits: 1n } });
+    expect((await edges.getEdgeState({})).provisioned).toBe(false);
   });
 
   it("takes no kit whose parts do not belong together", async () => {

@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { createSecureContext } from "node:tls";
 import { createTestAuthority, type TestAuthority } from "@octomesh/mesh/test/certificate-fixture";
 import { afterAll, beforeAll, expect, it } from "vitest";
 import { issueClient, makeKit, type TestKit } from "../test/edge-fixture.ts";
@@ -82,6 +83,26 @@ it("follows the server's certificate, and calls back once it is whole", async ()
   put("server-key.pem", next.key);
   await expect.poll(() => calls).toBe(1);
   expect(server?.options()).toMatchObject({ cert: next.certificate, key: next.key });
+  stop?.();
+});
+
+it("passes a chain over that is cut off behind its first certificate", async () => {
+  await prepare();
+  const { server } = openEdgeFiles(config, Date.now(), 10);
+  let calls = 0;
+  const stop = server?.onChange?.(() => {
+    calls += 1;
+    // What a listener does; it throws for a chain that cannot be read.
+    const { cert, key } = server.options();
+    createSecureContext({ cert, key });
+  });
+  const next = await authority.issue();
+  put("server-key.pem", next.key);
+  put("server.pem", `${next.certificate}\n${authority.bundle.slice(0, 200)}`);
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  expect(calls).toBe(0);
+  put("server.pem", `${next.certificate}\n${authority.bundle}`);
+  await expect.poll(() => calls).toBe(1);
   stop?.();
 });
 

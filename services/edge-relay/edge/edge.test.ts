@@ -1,4 +1,5 @@
 import { createHash, randomBytes } from "node:crypto";
+import { once } from "node:events";
 import { connect as connectHttp2 } from "node:http2";
 import { connect } from "node:net";
 import { fromBinary } from "@bufbuild/protobuf";
@@ -309,6 +310,21 @@ describe("while the verdict service is away", () => {
     await closed;
   });
 
+  it("an edge that loses its kit drops what is under way, and blames nobody", async () => {
+    const { url, edge, logged } = await open({ forwardWaitMs: 0, metricsToken: "watch" });
+    verdict.answer(() => new Promise(() => undefined));
+    const before = verdict.taken.length;
+    await report(url, newRef());
+    await expect.poll(() => verdict.taken.length).toBe(before + 1);
+    edge.provision(undefined);
+    await expect.poll(() => logged.join()).toContain("bundles were not forwarded");
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    expect(logged.join()).not.toContain("out of reach");
+    const { text } = await ask(`${url}/metrics`, { headers: { authorization: "Bearer watch" } });
+    expect(text).toContain('octet_edge_bundles_total{outcome="lost"} 1');
+    expect(text).not.toContain('outcome="away"');
+  });
+
   it("an end cuts what does not end in the grace, and says how much", async () => {
     const { url, edge, logged } = await open({ forwardWaitMs: 0 });
     verdict.answer(() => new Promise(() => undefined));
@@ -390,6 +406,21 @@ it("a report that is too large is refused over HTTP/2 while it is sent, and its 
   } finally {
     session.destroy();
   }
+});
+
+it("the path of the channel is answered over HTTP/2 too, and the edge lives on", async () => {
+  const { url, logged } = await openTls();
+  const session = connectHttp2(url, { ca: authority.bundle });
+  try {
+    const stream = session.request({ ":path": "/v1/ws" });
+    const [headers] = await once(stream, "response");
+    expect(headers[":status"]).toBe(426);
+    stream.resume();
+    await once(stream, "close");
+  } finally {
+    session.destroy();
+  }
+  expect(logged.join()).not.toContain("handler failed");
 });
 
 it("a report that breaks off is nobody's failure", async () => {
@@ -505,6 +536,48 @@ describe("a latency channel", () => {
     expect(measured?.roundTripUs.length).toBeGreaterThan(0);
     expect(measured?.roundTripUs.length).toBeLessThan(40);
     if (process.platform === "linux") expect(Number(measured?.connection?.minRttUs)).toBeGreaterThan(0);
+  });
+
+  it("that measures still joins the report that overtakes its end, once", async () => {
+    const { url } = await open();
+    const socket = new WebSocket(`${url.replace("http", "ws")}/v1/ws`);
+    let channel = "";
+    await new Promise<void>((resolve) => {
+      socket.on("message", (data) => {
+        channel = (JSON.parse(String(data)) as { channel: string }).channel;
+        socket.send(JSON.stringify({ t: "start", pings: 40 }));
+      });
+      let pings = 0;
+      socket.on("ping", () => {
+        pings += 1;
+        if (pings === 5) resolve();
+      });
+    });
+    await report(url, newRef(), { more: { channel } });
+    const trips = lastBundle()?.latencyChannel?.roundTripUs.length ?? 0;
+    expect(trips).toBeGreaterThanOrEqual(4);
+    expect(trips).toBeLessThan(40);
+    socket.close();
+    await new Promise((resolve) => socket.on("close", resolve));
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    await report(url, newRef(), { more: { channel } });
+    expect(lastBundle()?.latencyChannel).toBeUndefined();
+  });
+
+  it("that answered no ping joins nothing", async () => {
+    const { url } = await open();
+    const socket = new WebSocket(`${url.replace("http", "ws")}/v1/ws`, { autoPong: false });
+    let channel = "";
+    await new Promise((resolve) => {
+      socket.on("message", (data) => {
+        channel = (JSON.parse(String(data)) as { channel: string }).channel;
+        socket.send(JSON.stringify({ t: "start", pings: 40 }));
+      });
+      socket.on("ping", resolve);
+    });
+    await report(url, newRef(), { more: { channel } });
+    expect(lastBundle()?.latencyChannel).toBeUndefined();
+    socket.terminate();
   });
 
   it("ends for whoever does not keep to the protocol", async () => {

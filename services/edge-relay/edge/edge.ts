@@ -178,6 +178,8 @@ export async function createEdge(options: EdgeOptions): Promise<Edge> {
       queue: createForwardQueue({
         async submit(bundle, signal) {
           const outcome = await client.submit(bundle, signal);
+          // An attempt that we broke off says nothing of the service.
+          if (signal.aborted) return outcome;
           metrics.attempt(outcome.kind);
           note(opened, outcome);
           return outcome;
@@ -305,7 +307,8 @@ export async function createEdge(options: EdgeOptions): Promise<Edge> {
       response.writeHead(204, { "timing-allow-origin": "*", "cache-control": "no-store" });
       response.end();
     } else if (path === "/v1/ws") {
-      response.setHeader("upgrade", "websocket");
+      // HTTP/2 forbids the field (RFC 9113 section 8.2.2), and Node throws for it.
+      if (!("stream" in request)) response.setHeader("upgrade", "websocket");
       sendJson(response, 426, { error: "upgrade_required" });
     } else if (path === "/health") {
       const provisioned = role === "landmark" ? options.signer !== undefined : forwarding !== undefined;

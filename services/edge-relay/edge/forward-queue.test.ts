@@ -98,6 +98,18 @@ describe("the queue", () => {
     expect([ended.length, queue.size, queue.state]).toEqual([21, 0, "flowing"]);
   });
 
+  it("probes with a bundle that comes, though those that wait may not go for long", async () => {
+    let isAway = true;
+    const { queue } = open(() => (isAway ? away(60_000) : accepted));
+    for (let i = 0; i < 5; i += 1) await queue.add(bundleOf())?.first;
+    await vi.advanceTimersByTimeAsync(10);
+    expect(queue.state).toBe("away");
+    isAway = false;
+    queue.add(bundleOf());
+    await vi.advanceTimersByTimeAsync(2_100);
+    expect([queue.size, queue.state]).toEqual([0, "flowing"]);
+  });
+
   it("stands still as long as a limit says, though bundles come", async () => {
     let isLimited = true;
     const { queue, attempts, ended } = open(() => (isLimited ? limited(5_000) : accepted));
@@ -123,6 +135,22 @@ describe("the queue", () => {
     expect([ended, queue.size]).toEqual([["expired"], 0]);
   });
 
+  it("keeps no bundle that a limit outlasts, and asks again within a bundle's life", async () => {
+    let isLimited = true;
+    const { queue, ended, attempts } = open(() => (isLimited ? limited(3_600_000) : accepted));
+    await queue.add(bundleOf())?.first;
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(await queue.add(bundleOf())?.first).toEqual({
+      kind: "refused",
+      error: { status: 429, code: "rate_limited" },
+      retryAfterMs: 3_540_000,
+    });
+    expect([ended, queue.size, attempts.length]).toEqual([["expired", "expired"], 0, 1]);
+    isLimited = false;
+    await vi.advanceTimersByTimeAsync(60_000);
+    expect(await queue.add(bundleOf())?.first).toBe(accepted);
+  });
+
   it("gives up a bundle on which the service fails, and lets others by", async () => {
     const poison = bundleOf(66);
     const { queue, ended, attempts } = open((bundle) => (bundle === poison ? failed : accepted));
@@ -142,6 +170,11 @@ describe("the queue", () => {
     expect(await drained).toBe(1);
     const other = open(() => accepted);
     expect(await other.queue.drain(500)).toBe(0);
+    const dropped = open(() => away(60_000));
+    await dropped.queue.add(bundleOf())?.first;
+    expect(await dropped.queue.drain(0)).toBe(1);
+    await vi.advanceTimersByTimeAsync(1_000);
+    expect(dropped.attempts).toHaveLength(1);
   });
 });
 

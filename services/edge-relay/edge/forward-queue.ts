@@ -84,7 +84,10 @@ export function createForwardQueue(options: ForwardQueueOptions): ForwardQueue {
   let failures = 0;
   let probeAtMs = 0;
   let pausedUntilMs = 0;
+  /** The last limit, and until when it holds by what the service said, however long that is. */
+  let limit: { readonly error: BrowserError; readonly untilMs: number } | undefined;
   let timer: NodeJS.Timeout | undefined;
+  let wakesAtMs = Number.POSITIVE_INFINITY;
   let draining = false;
   let emptied: (() => void) | undefined;
 
@@ -138,6 +141,7 @@ export function createForwardQueue(options: ForwardQueueOptions): ForwardQueue {
       if (outcome.kind === "limited") {
         const pauseMs = Math.min(limits.lifetimeMs, outcome.retryAfterMs ?? defaultPauseMs);
         pausedUntilMs = Math.max(pausedUntilMs, now() + pauseMs);
+        limit = { error: outcome.error, untilMs: now() + (outcome.retryAfterMs ?? defaultPauseMs) };
       }
       if (step.action === "drop" || entry.faults >= maxFaults) {
         const error = outcome.kind === "limited" ? outcome.error : overloaded;
@@ -155,6 +159,7 @@ export function createForwardQueue(options: ForwardQueueOptions): ForwardQueue {
 
   const wake = (atMs: number): void => {
     clearTimeout(timer);
+    wakesAtMs = atMs;
     timer = setTimeout(pump, Math.max(5, atMs - now()));
     if (!draining) timer.unref();
   };
@@ -162,7 +167,7 @@ export function createForwardQueue(options: ForwardQueueOptions): ForwardQueue {
   /** Ends what is past its time, begins what is due and has room, and wakes for the rest. */
   const pump = (): void => {
     clearTimeout(timer);
-    timer = undefined;
+    wakesAtMs = Number.POSITIVE_INFINITY;
     if (controller.signal.aborted) return;
     const { count, untilMs } = room();
     let nextMs = Number.POSITIVE_INFINITY;
@@ -196,6 +201,12 @@ export function createForwardQueue(options: ForwardQueueOptions): ForwardQueue {
     },
     add(bundle) {
       if (draining || size >= limits.maxBundles || bytes + bundle.bytes.length > limits.maxBytes) return undefined;
+      if (limit !== undefined && now() < pausedUntilMs && limit.untilMs >= now() + limits.lifetimeMs) {
+        // It would only wait for its end.
+        options.ended?.("expired");
+        const { error, untilMs } = limit;
+        return { first: Promise.resolve({ kind: "refused", error, retryAfterMs: untilMs - now() }) };
+      }
       size += 1;
       bytes += bundle.bytes.length;
       const first = new Promise<FirstOutcome>((resolve) => {
@@ -207,7 +218,8 @@ export function createForwardQueue(options: ForwardQueueOptions): ForwardQueue {
         else {
           // A full queue is not looked through for each bundle that joins it.
           if (count === 0 || isAway()) settle(entry, { kind: "queued" });
-          if (timer === undefined) wake(Math.min(expiresMs, untilMs));
+          const beginsMs = Math.min(expiresMs, untilMs);
+          if (beginsMs < wakesAtMs) wake(beginsMs);
         }
       });
       return { first };
@@ -217,8 +229,8 @@ export function createForwardQueue(options: ForwardQueueOptions): ForwardQueue {
       for (const entry of waiting) entry.dueMs = now();
       failures = 0;
       pausedUntilMs = 0;
-      pump();
-      if (size > 0) {
+      if (graceMs > 0) pump();
+      if (size > 0 && graceMs > 0) {
         let over: NodeJS.Timeout | undefined;
         await Promise.race([
           new Promise<void>((resolve) => {

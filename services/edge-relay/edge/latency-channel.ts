@@ -8,13 +8,12 @@ const maxDurationMs = 2_000;
 
 /**
  * Pings a browser over its WebSocket, several in flight, and answers the round trips in microseconds in the order of
- * the answers. Each ping has a payload of its own: an answer that was not asked for, or comes twice, is passed over.
+ * the answers; `roundTrips` holds them as they come. Each ping has a payload of its own: an answer that was not asked for, or comes twice, is passed over.
  * Ends when all are answered, when the socket closes, or after 2 s.
  */
-export function measureRoundTrips(socket: WebSocket, count: number): Promise<number[]> {
+export function measureRoundTrips(socket: WebSocket, count: number, roundTrips: number[] = []): Promise<number[]> {
   const wanted = Math.min(maxPings, Math.max(0, count));
   const open = new Map<string, bigint>();
-  const roundTrips: number[] = [];
   return new Promise((resolve) => {
     let sent = 0;
     const finish = (): void => {

@@ -27,11 +27,17 @@ export interface ChannelResult {
   readonly icmpUs: number | undefined;
 }
 
+/** A result, and the digest of the session that it is for; undefined where the channel named none. */
+type JoinableResult = ChannelResult & { readonly digest: string | undefined };
+
 /** The WebSocket on which browsers are pinged. */
 export interface LatencyEndpoint {
   /** Takes over a connection that asks for the path of the channel, or refuses it as HTTP does. */
   upgrade(request: HttpRequest, socket: Duplex, head: Buffer): void;
-  /** What the channel of a report measured, once, and for the session that it was opened for alone. */
+  /**
+   * What the channel of a report measured, until now if it measures still; once, and for the session that it was opened
+   * for alone. A channel that was opened for none is good for any.
+   */
   take(channel: string, sessionRef: string): ChannelResult | undefined;
   /** Channels that are open. */
   readonly open: number;
@@ -68,7 +74,9 @@ const digestPattern = /^[A-Za-z0-9_-]{43}$/;
 /** Opens the endpoint. */
 export function createLatencyEndpoint(options: LatencyEndpointOptions): LatencyEndpoint {
   const { log, role, limits } = options;
-  const results = createChannelStore<ChannelResult & { digest: string | undefined }>(Date.now);
+  const results = createChannelStore<JoinableResult>(Date.now);
+  /** Channels that measure still, by their id. */
+  const running = new Map<string, () => JoinableResult>();
   const sockets = new WebSocketServer({ noServer: true, maxPayload: maxMessageBytes, perMessageDeflate: false });
   let closing = false;
 
@@ -97,19 +105,24 @@ export function createLatencyEndpoint(options: LatencyEndpointOptions): LatencyE
     socket.on("error", (error) => log.debug({ err: error }, "a channel broke off"));
     socket.on("close", () => clearTimeout(timeout));
     const measure = async (pings: number): Promise<void> => {
-      const echo = options.icmp?.ping(address, icmpPings);
+      // Whoever answers pings answers echoes as soon: for those who do not, nobody waits longer.
+      const isEnough = new AbortController();
+      const echo = options.icmp?.ping(address, { ...icmpPings, signal: isEnough.signal });
       const before = options.timingOf(request, end.behindProxy);
-      const roundTrips = await measureRoundTrips(socket, pings);
-      const isOpen = socket.readyState === socket.OPEN;
-      const channel = {
+      const roundTrips: number[] = [];
+      const measured = () => ({
         // Of a connection that is closed the kernel tells nothing more.
-        connection: isOpen ? options.timingOf(request, end.behindProxy) : before,
+        connection: socket.readyState === socket.OPEN ? options.timingOf(request, end.behindProxy) : before,
         roundTripUs: roundTrips.map(BigInt),
         sourceAddress: address,
-      };
+      });
+      // The report of a page that had no more time overtakes the end of its channel.
+      if (role === "edge") running.set(id, () => ({ channel: measured(), icmpUs: undefined, digest }));
+      await measureRoundTrips(socket, pings, roundTrips);
+      isEnough.abort();
+      const channel = measured();
       const icmpUs = await echo;
-      // A page that had no more time reports what there is.
-      if (role === "edge" && roundTrips.length > 0) results.put(id, { channel, icmpUs, digest });
+      if (running.delete(id) && roundTrips.length > 0) results.put(id, { channel, icmpUs, digest });
       if (socket.readyState !== socket.OPEN) return;
       const m = digest === undefined ? undefined : signMeasurement(digest, channel);
       socket.send(JSON.stringify({ t: "done", pings: roundTrips.length, ...(m === undefined ? {} : { m }) }));
@@ -153,8 +166,10 @@ export function createLatencyEndpoint(options: LatencyEndpointOptions): LatencyE
       return sockets.clients.size;
     },
     take(channel, sessionRef) {
-      const found = results.take(channel);
-      if (found?.digest === undefined) return found;
+      const found = running.get(channel)?.() ?? results.take(channel);
+      running.delete(channel);
+      if (found === undefined || found.channel.roundTripUs?.length === 0) return undefined;
+      if (found.digest === undefined) return found;
       const digest = createHash("sha256").update(sessionRef).digest("base64url");
       return found.digest === digest ? found : undefined;
     },

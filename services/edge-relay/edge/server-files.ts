@@ -1,5 +1,6 @@
 import { createPrivateKey, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
+import { createSecureContext } from "node:tls";
 import { ConfigError } from "@octomesh/mesh/config";
 import type { ListenTls } from "@octomesh/mesh/listen";
 import { createReloadingFiles } from "./reloading-files.ts";
@@ -10,9 +11,11 @@ export interface KeyPair {
   readonly key: string;
 }
 
-/** Whether a key belongs to a certificate; false also for what is neither. */
+/** Whether a key belongs to a certificate; false also for what is neither, and for a chain that is cut off. */
 export function isKeyPair(pair: KeyPair): boolean {
   try {
+    // TLS reads the whole chain, and throws for what it cannot use.
+    createSecureContext({ cert: pair.certificate, key: pair.key });
     return new X509Certificate(pair.certificate).checkPrivateKey(createPrivateKey(pair.key));
   } catch {
     return false;
