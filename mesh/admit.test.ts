@@ -184,7 +184,7 @@ function depsOf(caller: Caller, points = 2): AdmissionDeps {
   };
 }
 
-describe("the signal of a call", () => {
+describe("the signal of a call that waits", () => {
   const policy = { ...openPolicy, surface: Surface.INFERENCE };
   async function callOf(kind: CallerKind) {
     const [request, credential] = [new AbortController(), new AbortController()];
@@ -214,24 +214,24 @@ describe("the signal of a call", () => {
   test("ends with the credential that the call came by, and is watched only where somebody asks", async () => {
     const { call, request, credential, watched } = await callOf("partner");
     expect(watched()).toBe(0);
-    expect([call.signal.aborted, call.signal, watched()]).toEqual([false, call.signal, 1]);
+    expect([call.waitSignal().aborted, call.waitSignal(), watched()]).toEqual([false, call.waitSignal(), 1]);
     const reason = new Error("revoked");
     credential.abort(reason);
-    expect(call.signal.reason).toBe(reason);
+    expect(call.waitSignal().reason).toBe(reason);
     request.abort();
     expect(watched()).toBe(0);
   });
 
   test("ends with the request, and the watch with it", async () => {
     const { call, request, watched } = await callOf("device");
-    expect(call.signal.aborted).toBe(false);
+    expect(call.waitSignal().aborted).toBe(false);
     request.abort();
-    expect([call.signal.aborted, watched()]).toEqual([true, 0]);
+    expect([call.waitSignal().aborted, watched()]).toEqual([true, 0]);
   });
 
   test("is the request's own where there is no credential to be revoked", async () => {
     const { call, request, watched } = await callOf("peer");
-    expect([call.signal, watched()]).toEqual([request.signal, 0]);
+    expect([call.waitSignal(), watched()]).toEqual([request.signal, 0]);
   });
 });
 

@@ -60,19 +60,19 @@ export async function admit(request: AdmissionRequest, deps: AdmissionDeps): Pro
   }
   const limit = await takeFrom(deps.limiter, policy, caller, connection);
   const audit: AuditDraft | undefined = policy.audit === "" ? undefined : createAuditDraft({ action: policy.audit });
-  let signal: AbortSignal | undefined;
+  let waitSignal: AbortSignal | undefined;
   const call: Call = {
     caller,
     orgId: caller.orgId,
     requestId: request.requestId,
     audit,
     auditExempt: policy.auditExempt,
-    // Only who waits looks at it, and only what waits can outlive its credential.
-    get signal() {
-      signal ??= isGuarded(caller.kind)
+    signal: request.signal,
+    waitSignal() {
+      waitSignal ??= isGuarded(caller.kind)
         ? endWithCredential(request.signal, deps.credentials.guard(caller))
         : request.signal;
-      return signal;
+      return waitSignal;
     },
     log: deps.log.child({ request_id: request.requestId }),
   };

@@ -44,7 +44,13 @@ export interface Call {
   readonly audit?: AuditDraft;
   /** True only where the policy of the method declares its audit `NONE`: reports are data (DESIGN 8.2). */
   readonly auditExempt?: boolean;
+  /** Aborts when the request has ended, or its caller has gone. */
   readonly signal: AbortSignal;
+  /**
+   * The signal for whoever waits: it aborts with `signal`, and with the caller's credential. Asked for by methods that may
+   * outlast a credential, and by no other: a call that revokes its own must still be answered.
+   */
+  waitSignal(): AbortSignal;
   readonly log: Logger;
 }
 

@@ -8,6 +8,7 @@ import type { ServiceName } from "./service-name.ts";
  * service; without, it is book-keeping that acts for nobody.
  */
 export function createSystemCall(service: ServiceName, orgId: string, action: string | undefined, log: Logger): Call {
+  const { signal } = new AbortController();
   return {
     caller: {
       kind: "system",
@@ -25,7 +26,8 @@ export function createSystemCall(service: ServiceName, orgId: string, action: st
     requestId: "",
     audit: action === undefined ? undefined : createAuditDraft({ action }),
     auditExempt: action === undefined,
-    signal: new AbortController().signal,
+    signal,
+    waitSignal: () => signal,
     log,
   };
 }

@@ -110,6 +110,7 @@ export async function openTestDatabase<DB>(options: {
 
 /** A call as the policy would make it, for tests of stores: organisation and action, everything else plausible. */
 export function testCall(orgId: string, action = "tests.change"): Call {
+  const { signal } = new AbortController();
   return {
     caller: {
       kind: "api_key",
@@ -126,7 +127,8 @@ export function testCall(orgId: string, action = "tests.change"): Call {
     orgId,
     requestId: randomBytes(8).toString("hex"),
     audit: createAuditDraft({ action }),
-    signal: new AbortController().signal,
+    signal,
+    waitSignal: () => signal,
     log: pino({ level: "silent" }),
   };
 }

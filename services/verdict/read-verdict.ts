@@ -29,9 +29,10 @@ export async function readVerdict(deps: ReadingDeps, call: Call, ref: string, wa
   const test = testSessionOf(key);
   if (test?.state === "ready") return { state: "ready", verdict: (await decideTest(deps, key)).verdict };
   if (test !== undefined) return { state: test.state };
-  const reading = await waitForVerdict(deps.store, key, waitMs, call.signal);
+  const signal = waitMs > 0 ? call.waitSignal() : call.signal;
+  const reading = await waitForVerdict(deps.store, key, waitMs, signal);
   // The credential may have been revoked meanwhile: then its holder learns nothing any more.
-  call.signal.throwIfAborted();
+  signal.throwIfAborted();
   return reading.state === "ready" ? { state: "ready", verdict: storedVerdict(reading) } : { state: reading.state };
 }
 

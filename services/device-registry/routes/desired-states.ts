@@ -51,23 +51,24 @@ async function firstChange(
   call: Call,
   wish: { deviceId: string; etag: string; waitMs: number },
 ): Promise<DesiredState | undefined> {
+  const signal = call.waitSignal();
   const over = new AbortController();
   const end = (): void => over.abort();
   const timer = setTimeout(end, wish.waitMs);
-  call.signal.addEventListener("abort", end, { once: true });
-  if (call.signal.aborted) end();
+  signal.addEventListener("abort", end, { once: true });
+  if (signal.aborted) end();
   const { deviceId, etag } = wish;
   const watcher = call.caller.kind === "device" ? "device" : "bystander";
   try {
     for await (const state of desiredStates.watch(call.orgId, deviceId, etag, over.signal, watcher)) return state;
-    call.signal.throwIfAborted();
+    signal.throwIfAborted();
     return undefined;
   } catch (error) {
     if (reasonOf(error) === Reason.DEVICE_NOT_ACTIVE) return undefined;
     throw error;
   } finally {
     clearTimeout(timer);
-    call.signal.removeEventListener("abort", end);
+    signal.removeEventListener("abort", end);
   }
 }
 

@@ -402,5 +402,5 @@ test("any signals are judged the same twice, in bounded, finite numbers and with
 });
 
 test("the model is named", () => {
-  expect(engine.infer(sceneOf({})).modelVersion).toBe("disk-2");
+  expect(engine.infer(sceneOf({})).modelVersion).toBe("disk-3");
 });
