@@ -443,7 +443,8 @@ export async function startFakeMesh(
     if (cut === undefined || cut >= body.length) {
       response.end(body);
     } else {
-      response.write(body.subarray(0, cut), () => setImmediate(() => request.socket.destroy()));
+      // Given time to be read: a browser drops what it has not handed to the page when a connection breaks.
+      response.write(body.subarray(0, cut), () => setTimeout(() => request.socket.destroy(), 50));
     }
   }
 
