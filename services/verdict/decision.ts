@@ -44,9 +44,12 @@ export async function decideSession(
           estimatedLocation: { latitude: tenth(location.latitude), longitude: tenth(location.longitude) },
           confidenceRadiusKm: Math.min(maxRadiusKm, Math.ceil(Math.max(0, inference.radiusKm))),
         }),
-    // A ring that lost vertices could leave out where the session is.
+    // A ring that lost vertices could leave out where the session is. A hundredth of a degree is a kilometre, of reaches
+    // that have two hundred to spare.
     feasibleRegion:
-      region.length > maxVertices ? [] : region.map(({ latitude, longitude }) => ({ latitude, longitude })),
+      region.length > maxVertices
+        ? []
+        : region.map(({ latitude, longitude }) => ({ latitude: hundredth(latitude), longitude: hundredth(longitude) })),
     createTime,
     expireTime: timestampFromMs(session.expireMs),
     modelVersion: inference.modelVersion,
@@ -78,6 +81,10 @@ export function storedVerdict(reading: SessionReading & { state: "ready" }): Ver
 /** The evidence that a store gave back. */
 export function storedEvidence(reading: SessionReading & { state: "ready" }): VerdictEvidence {
   return fromBinary(VerdictEvidenceSchema, reading.evidence);
+}
+
+function hundredth(degrees: number): number {
+  return Math.round(degrees * 100) / 100;
 }
 
 function tenth(degrees: number): number {

@@ -44,6 +44,10 @@ describe("options", () => {
     expect(readOptions({ ...good, apiUrl }, base)).toMatchObject({ apiUrl: expected, wsUrl });
   });
 
+  test("take an empty nonce for none", () => {
+    expect(readOptions({ ...good, nonce: "" }, base).nonce).toBeUndefined();
+  });
+
   test("name each landmark once", () => {
     const landmarks = ["wss://a.example/v1/ws", "wss://A.example/v1/ws#x", "wss://b.example/v1/ws"];
     expect(readOptions({ ...good, landmarks }, base).landmarks).toEqual([landmarks[0], landmarks[2]]);

@@ -51,7 +51,9 @@ const loopbackPattern = /^(localhost|.+\.localhost|127(\.\d+){3}|\[::1\])$/;
 export function readOptions(options: unknown, base: string): Settings {
   if (typeof options !== "object" || options === null) throw invalid("options must be an object");
   const given = options as Record<string, unknown>;
-  const { sessionRef, nonce, signal, landmarks = [] } = given;
+  const { sessionRef, signal, landmarks = [] } = given;
+  // An empty attribute of the page is no nonce.
+  const nonce = given.nonce === "" ? undefined : given.nonce;
   const apiUrl = readApiUrl(given.apiUrl, base);
   if (typeof sessionRef !== "string" || !refPattern.test(sessionRef)) {
     throw invalid("sessionRef must be 1 to 128 characters of A-Z, a-z, 0-9, '.', '_', '~' and '-'");
