@@ -161,6 +161,7 @@ async function open(options: StartOptions, log: Logger, shutdown: Shutdown): Pro
     verdictUrl: () => config.verdictUrl ?? options.verdictUrl?.() ?? `https://localhost:${config.verdictPort}`,
     trustBundle: () => identity.current().bundle,
     redisUrl: config.redisUrl,
+    isRevoked: (subject, id) => revocations.isRevoked(subject, id, 0),
     openDatabase: <DB>(migrations: URL) => openServiceDatabase<DB>(name, config, migrations, log, health),
     client<S extends DescService>(service: S): Client<S> {
       const owner = ownerOf(service);

@@ -8,6 +8,7 @@ import type { Call } from "./call.ts";
 import type { Clock } from "./clock.ts";
 import type { Database } from "./database.ts";
 import type { MasterKey } from "./master-key.ts";
+import type { Subject } from "./revocations.ts";
 import type { ServiceName } from "./service-name.ts";
 
 /** What a service of the mesh is given: everything outside its own folder that it may use. */
@@ -34,6 +35,11 @@ export interface Runtime {
   trustBundle(): string;
   /** Redis for what replicas share; undefined where one process is all there is. */
   readonly redisUrl: string | undefined;
+  /**
+   * Whether something that identity vouched for was revoked since, as told to every service at once: for services that keep
+   * what identity answered. Credentials of callers are looked after by the runtime.
+   */
+  isRevoked(subject: Subject, id: string): boolean;
   /** Opens the service's database, in its own schema, with its own migrations (numbered SQL files in that folder). */
   openDatabase<DB>(migrations: URL): Promise<Database<DB>>;
   /** A client of the sibling that owns an rpc service: gRPC over mutual TLS to its expected SPIFFE ID. */

@@ -71,6 +71,7 @@ async function start(env: Record<string, string> = {}): Promise<Relay> {
     verdictUrl: () => verdict.url,
     trustBundle: () => authority.bundle,
     redisUrl: undefined,
+    isRevoked: () => false,
     openDatabase: unused,
     client: unused,
     clientOf: unused,

@@ -10,6 +10,8 @@ const { publicKey } = generateKeyPairSync("ed25519");
 const raw = new Uint8Array(Buffer.from(publicKey.export({ format: "jwk" }).x ?? "", "base64url"));
 const id = newId("esk");
 let good: Set<string>;
+let revoked: Set<string>;
+const isRevoked = (key: string): boolean => revoked.has(key);
 let asked: string[];
 let isAway: boolean;
 let now = 0;
@@ -32,6 +34,7 @@ const client = createClient(
 );
 
 beforeEach(() => {
+  revoked = new Set();
   good = new Set([id]);
   asked = [];
   isAway = false;
@@ -39,8 +42,20 @@ beforeEach(() => {
   answerMs = [];
 });
 
+test("a key that was revoked is known no longer, whatever was answered before and whoever waits for an answer", async () => {
+  const keys = createEdgeKeys(client, isRevoked, () => now);
+  expect(await keys.find(id)).toBeDefined();
+  revoked.add(id);
+  expect(await keys.find(id)).toBeUndefined();
+  revoked.clear();
+  now = 1000;
+  const waiting = [keys.find(id), keys.find(id)];
+  revoked.add(id);
+  expect(await Promise.all(waiting)).toEqual([undefined, undefined]);
+});
+
 test("whoever needs a key at the same time waits for one answer, which counts for less than a second", async () => {
-  const keys = createEdgeKeys(client, () => now);
+  const keys = createEdgeKeys(client, isRevoked, () => now);
   const found = await Promise.all(Array.from({ length: 20 }, () => keys.find(id)));
   for (const each of found) expect(each).toMatchObject({ id, orgId: "org_a", licenseId: "lic_a" });
   expect(found[0]?.publicKey.equals(publicKey)).toBe(true);
@@ -55,7 +70,7 @@ test("whoever needs a key at the same time waits for one answer, which counts fo
 });
 
 test("an unknown key is asked about once a second, and known a second after it was registered", async () => {
-  const keys = createEdgeKeys(client, () => now);
+  const keys = createEdgeKeys(client, isRevoked, () => now);
   const late = newId("esk");
   for (let each = 0; each < 5; each += 1) expect(await keys.find(late)).toBeUndefined();
   expect(asked).toEqual([late]);
@@ -65,13 +80,13 @@ test("an unknown key is asked about once a second, and known a second after it w
 });
 
 test("what is no key id is not asked about", async () => {
-  const keys = createEdgeKeys(client, () => now);
+  const keys = createEdgeKeys(client, isRevoked, () => now);
   for (const each of ["", "esk_", "esk_x", newId("key"), `${id} `]) expect(await keys.find(each)).toBeUndefined();
   expect(asked).toEqual([]);
 });
 
 test("with identity away nobody is believed, not even who was before", async () => {
-  const keys = createEdgeKeys(client, () => now);
+  const keys = createEdgeKeys(client, isRevoked, () => now);
   await keys.find(id);
   isAway = true;
   now = 1000;
@@ -82,7 +97,7 @@ test("with identity away nobody is believed, not even who was before", async () 
 });
 
 test("an answer that was longer on its way than it counts for is not believed", async () => {
-  const keys = createEdgeKeys(client, () => now);
+  const keys = createEdgeKeys(client, isRevoked, () => now);
   answerMs = [2000, 2000];
   const refused = await keys.find(id).catch((error: unknown) => error);
   expect(reasonOf(refused)).toBe(Reason.DEPENDENCY_UNAVAILABLE);

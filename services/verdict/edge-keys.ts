@@ -36,10 +36,12 @@ const maxAttempts = 2;
 /**
  * Asks identity, once for all who need the same key at the same time.
  *
+ * @param isRevoked whether a key was revoked since, as identity tells every service at once
  * @param now milliseconds of a clock that nobody sets back
  */
 export function createEdgeKeys(
   client: Pick<Client<typeof CredentialService>, "getEdgeSigningKey">,
+  isRevoked: (id: string) => boolean,
   now: () => number = () => performance.now(),
 ): EdgeKeys {
   const known = new LRUCache<string, { key: EdgeKey; askedMs: number }>({ max: maxKeys });
@@ -84,23 +86,29 @@ export function createEdgeKeys(
     }
   };
 
+  const lookUp = async (id: string): Promise<EdgeKey | undefined> => {
+    const found = known.get(id);
+    if (found !== undefined && now() - found.askedMs < maxAgeMs) return found.key;
+    const missedMs = unknown.get(id);
+    if (missedMs !== undefined && now() - missedMs < maxAgeMs) return undefined;
+    // A question that is older may be answered by what was true before a revocation.
+    const joined = asking.get(id);
+    if (joined !== undefined && now() - joined.askedMs < maxAgeMs) return await joined.answer;
+    const question = { answer: ask(id), askedMs: now() };
+    asking.set(id, question);
+    try {
+      return await question.answer;
+    } finally {
+      if (asking.get(id) === question) asking.delete(id);
+    }
+  };
+
   return {
     async find(id) {
-      if (!isId("esk", id)) return undefined;
-      const found = known.get(id);
-      if (found !== undefined && now() - found.askedMs < maxAgeMs) return found.key;
-      const missedMs = unknown.get(id);
-      if (missedMs !== undefined && now() - missedMs < maxAgeMs) return undefined;
-      // A question that is older may be answered by what was true before a revocation.
-      const joined = asking.get(id);
-      if (joined !== undefined && now() - joined.askedMs < maxAgeMs) return await joined.answer;
-      const question = { answer: ask(id), askedMs: now() };
-      asking.set(id, question);
-      try {
-        return await question.answer;
-      } finally {
-        if (asking.get(id) === question) asking.delete(id);
-      }
+      if (!isId("esk", id) || isRevoked(id)) return undefined;
+      const key = await lookUp(id);
+      // It may have been revoked while the answer was on its way.
+      return isRevoked(id) ? undefined : key;
     },
     isRemembered: (id) => known.has(id),
   };

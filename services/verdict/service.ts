@@ -1,3 +1,4 @@
+import { Subject } from "@octomesh/mesh/revocations";
 import type { CreateService, Runtime } from "@octomesh/mesh/service";
 import { CredentialService } from "@octomesh/proto/octomesh/identity/v1/credential_service_pb";
 import { createEdgeKeys } from "./edge-keys.ts";
@@ -19,7 +20,9 @@ export const createService: CreateService = async (runtime) => {
   const config = readVerdictConfig(runtime.env);
   const engine = await openInference({ log });
   const store = await openStore(runtime, config);
-  const edgeKeys = createEdgeKeys(runtime.client(CredentialService));
+  const edgeKeys = createEdgeKeys(runtime.client(CredentialService), (id) =>
+    runtime.isRevoked(Subject.EDGE_SIGNING_KEY, id),
+  );
   const deps = {
     store,
     edgeKeys,

@@ -81,6 +81,7 @@ export async function startTestService(options: {
     verdictUrl: () => "https://localhost:7206",
     trustBundle: () => "",
     redisUrl: undefined,
+    isRevoked: () => false,
     openDatabase: async <DB>() => own as unknown as Database<DB>,
     client: (service) => createClient(service, siblings),
     clientOf: (_, service) => createClient(service, siblings),

@@ -143,6 +143,7 @@ export async function startTestIdentity(): Promise<TestIdentity> {
     verdictUrl: () => "https://localhost:7206",
     trustBundle: () => "",
     redisUrl: undefined,
+    isRevoked: () => false,
     openDatabase: async <DB>() => database as unknown as Database<DB>,
     client: <S extends DescService>(desc: S) => {
       if (desc.typeName !== EdgeService.typeName) throw new Error(`identity does not call ${desc.typeName}`);
