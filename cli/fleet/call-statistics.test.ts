@@ -1,5 +1,6 @@
 import { Code, ConnectError } from "@connectrpc/connect";
 import { fail, Reason } from "@octomesh/mesh/errors";
+import { DeviceError } from "@octomesh/sdk";
 import { expect, test } from "vitest";
 import { callStatistics, percentile } from "./call-statistics.ts";
 
@@ -17,8 +18,10 @@ test("counts calls by method and failures by reason, but not what the fleet gave
   statistics.record("RegisterDevice", 5, fail(Reason.RATE_LIMITED, "too many calls"));
   statistics.record("RegisterDevice", 5, new ConnectError("gone", Code.Unavailable));
   statistics.record("WatchDesiredState", 1, new ConnectError("closed", Code.Canceled));
+  const closed = new DeviceError("CLOSED", "the client is closed");
+  statistics.record("WatchDesiredState", 1, ConnectError.from(closed, Code.Internal));
   expect(statistics.summary()).toMatchObject({
-    calls: 5,
+    calls: 6,
     errors: 2,
     errorsByReason: { RATE_LIMITED: 1, Unavailable: 1 },
     byMethod: { Heartbeat: { calls: 2, p50Ms: 10, p99Ms: 30, maxMs: 30 } },

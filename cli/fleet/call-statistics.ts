@@ -1,5 +1,5 @@
 import { Code, ConnectError } from "@connectrpc/connect";
-import { reasonOf } from "@octomesh/sdk";
+import { isDeviceError, reasonOf } from "@octomesh/sdk";
 
 /** What calls of a fleet came to. */
 export interface CallStatistics {
@@ -68,6 +68,7 @@ export function percentile(sorted: readonly number[], share: number): number {
 
 function whyOf(error: unknown): string | undefined {
   if (!(error instanceof ConnectError)) return error instanceof Error ? error.name : "unknown";
-  if (error.code === Code.Canceled) return undefined;
+  // A device that closes ends its calls with a reason of its own, which the transport takes for a failure.
+  if (error.code === Code.Canceled || isDeviceError(error.cause, "CLOSED")) return undefined;
   return reasonOf(error) ?? Code[error.code];
 }
