@@ -1,6 +1,7 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { type CountryFacts, countryFacts } from "../../services/verdict/inference/country-facts.ts";
+import { homeExcess } from "../../services/verdict/inference/distance-evidence.ts";
 import { distanceKm, kmPerRoundTripMs, type Point } from "../../services/verdict/inference/great-circle.ts";
 import { interpolate } from "../../services/verdict/inference/hypotheses.ts";
 import { normal, pick, type Random } from "./random.ts";
@@ -104,32 +105,7 @@ interface Row {
   readonly rtt_ms: Readonly<Record<string, number>>;
 }
 
-/**
- * Round trips of homes above light in fibre, in milliseconds, by kilometres, as in the engine's own table (RIPE Atlas home
- * probes, June-July 2023, RIPE NCC): median and 95th percentile.
- */
-const homeExcess = {
-  median: [
-    [50, 3.3],
-    [500, 12.7],
-    [1100, 19],
-    [2250, 26.4],
-    [4500, 38],
-    [7500, 46],
-    [11000, 109],
-  ],
-  p95: [
-    [50, 18.8],
-    [500, 30.8],
-    [1100, 38.5],
-    [2250, 49.7],
-    [4500, 94],
-    [7500, 156],
-    [11000, 241],
-  ],
-} as const;
-
-/** The same between servers (WonderProxy, "A day in the life of the Internet", 19-20 July 2020). */
+/** The same as `homeExcess`, between servers (WonderProxy, "A day in the life of the Internet", 19-20 July 2020). */
 const serverExcess = {
   median: [
     [50, 2.8],

@@ -22,24 +22,26 @@ export function excludes(disk: Disk, country: CountryFacts): boolean {
  * Round trips of home connections above light in fibre, in milliseconds, by distance in kilometres: median, and 95th
  * percentile (19,400 pairs of RIPE Atlas home probes and landmark cities, June-July 2023, RIPE NCC).
  */
-const homeMedian = [
-  [50, 3.3],
-  [500, 12.7],
-  [1100, 19],
-  [2250, 26.4],
-  [4500, 38],
-  [7500, 46],
-  [11000, 109],
-] as const;
-const home95 = [
-  [50, 18.8],
-  [500, 30.8],
-  [1100, 38.5],
-  [2250, 49.7],
-  [4500, 94],
-  [7500, 156],
-  [11000, 241],
-] as const;
+export const homeExcess = {
+  median: [
+    [50, 3.3],
+    [500, 12.7],
+    [1100, 19],
+    [2250, 26.4],
+    [4500, 38],
+    [7500, 46],
+    [11000, 109],
+  ],
+  p95: [
+    [50, 18.8],
+    [500, 30.8],
+    [1100, 38.5],
+    [2250, 49.7],
+    [4500, 94],
+    [7500, 156],
+    [11000, 241],
+  ],
+} as const;
 
 /** Milliseconds added to both sides of the comparison, so that near landmarks' small numbers do not rule. */
 const floorMs = 20;
@@ -49,8 +51,8 @@ const z95 = 1.645;
 
 /** How far a round trip is above what homes at that distance have, in standard deviations of its logarithm. */
 function excessScore(excessMs: number, km: number): number {
-  const median = interpolate(homeMedian, km);
-  const deviation = Math.log(interpolate(home95, km) / median) / z95;
+  const median = interpolate(homeExcess.median, km);
+  const deviation = Math.log(interpolate(homeExcess.p95, km) / median) / z95;
   return (Math.log(Math.max(0, excessMs) + floorMs) - Math.log(median + floorMs)) / deviation;
 }
 

@@ -6,11 +6,11 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { Scope } from "@octomesh/proto/octomesh/policy/v1/policy_pb";
 import { apiKey, bearer, createClients } from "@octomesh/sdk";
-import { type Browser, chromium } from "playwright-core";
+import type { Browser } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { chromiumPath, startBrowser } from "../../../launcher/demo/browser.ts";
 import { type StartedMesh, startMesh } from "../../start-mesh.ts";
 
-const executablePath = process.env.CHROMIUM ?? "/usr/bin/chromium";
 const bundle = fileURLToPath(new URL("../../../sdk/dist/browser.js", import.meta.url));
 
 let mesh: StartedMesh;
@@ -76,7 +76,7 @@ async function readFromPage(server: Server, options: { protocol: "connect" | "gr
   }
 }
 
-describe.skipIf(!existsSync(executablePath))("a page in Chromium", () => {
+describe.skipIf(!existsSync(chromiumPath))("a page in Chromium", () => {
   beforeAll(async () => {
     [allowed, foreign] = await Promise.all([servePage(), servePage()]);
     mesh = await startMesh({ OCTOMESH_CORS_ORIGINS: originOf(allowed) });
@@ -99,19 +99,9 @@ describe.skipIf(!existsSync(executablePath))("a page in Chromium", () => {
     backend.close();
     readTokenId = made.id;
     token = made.token;
-    browser = await chromium.launch({
-      executablePath,
-      args: [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-      ],
-    });
+    const started = await startBrowser();
+    if (started === undefined) throw new Error(`there is no Chromium at ${chromiumPath}`);
+    browser = started;
   }, 120_000);
 
   afterAll(async () => {
