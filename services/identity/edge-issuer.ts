@@ -6,11 +6,17 @@ import { fail, Reason } from "@octomesh/mesh/errors";
 import { newId } from "@octomesh/mesh/ids";
 import type { MasterKey } from "@octomesh/mesh/master-key";
 import * as x509 from "@octomesh/mesh/x509";
-import { sql } from "kysely";
 import { PublicProtocol } from "paseto";
 import { SecretKeyFromCryptoKey, SignFactory } from "paseto/v4/public";
 import { edgeAuthorityMs } from "./lifetimes.ts";
 import type { IdentitySchema } from "./schema.ts";
+import {
+  findEdgeAuthority,
+  findLicenseSigningKey,
+  insertEdgeAuthority,
+  insertLicenseSigningKey,
+  lockEdgeIssuer,
+} from "./store/edge-issuer.ts";
 
 /** What a licence says. */
 export interface LicenseClaims {
@@ -55,37 +61,29 @@ export async function openEdgeIssuer(options: {
   const { database, masterKey, clock, issuer } = options;
   x509.cryptoProvider.set(globalThis.crypto);
   const stored = await database.system(async (tx) => {
-    await sql`select pg_advisory_xact_lock(hashtextextended('octomesh identity edge issuer', 0))`.execute(tx);
+    await lockEdgeIssuer(tx);
     const now = new Date(clock.now());
-    let [key] = await tx.selectFrom("license_signing_keys").selectAll().orderBy("activate_time", "desc").execute();
+    let key = await findLicenseSigningKey(tx);
     if (key === undefined) {
       const pair = generateKeyPairSync("ed25519");
       const kid = newId("lsk", now.getTime());
       const sealed = masterKey.seal(pair.privateKey.export({ format: "der", type: "pkcs8" }), keyPlace(kid));
       const row = { kid, public_key: rawPublicKey(pair.publicKey), sealed_private_key: sealed };
-      key = await tx
-        .insertInto("license_signing_keys")
-        .values({ ...row, create_time: now, activate_time: now })
-        .returningAll()
-        .executeTakeFirstOrThrow();
+      key = await insertLicenseSigningKey(tx, { ...row, create_time: now, activate_time: now });
     }
-    let [authority] = await tx.selectFrom("edge_authorities").selectAll().orderBy("create_time", "desc").execute();
+    let authority = await findEdgeAuthority(tx);
     if (authority === undefined) {
       const id = newId("eca", now.getTime());
       const expireTime = new Date(now.getTime() + edgeAuthorityMs);
       const made = await makeAuthority({ id, issuer, now, expireTime });
       const sealed = masterKey.seal(made.pkcs8, authorityPlace(id));
-      authority = await tx
-        .insertInto("edge_authorities")
-        .values({
-          id,
-          certificate_pem: made.pem,
-          sealed_private_key: sealed,
-          create_time: now,
-          expire_time: expireTime,
-        })
-        .returningAll()
-        .executeTakeFirstOrThrow();
+      authority = await insertEdgeAuthority(tx, {
+        id,
+        certificate_pem: made.pem,
+        sealed_private_key: sealed,
+        create_time: now,
+        expire_time: expireTime,
+      });
     }
     return { key, authority };
   });
